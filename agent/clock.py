@@ -1,0 +1,45 @@
+"""Time, injected: nothing in the agent asks the operating system for it directly."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """A callback that is still to come."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """What the agent's loop needs of time."""
+
+    def monotonic(self) -> float:
+        """Seconds that never jump; deadlines are made of these."""
+
+    def time(self) -> float:
+        """Seconds since 1970 as the machine believes; for people and for records only."""
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        """Run `callback` on the loop after `delay` seconds."""
+
+    async def sleep(self, delay: float) -> None: ...
+
+
+class SystemClock:
+    """The machine's own time; needs a running loop for `call_later` and `sleep`."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Timer:
+        return asyncio.get_running_loop().call_later(delay, callback)
+
+    async def sleep(self, delay: float) -> None:
+        await asyncio.sleep(delay)

@@ -1,0 +1,199 @@
+"""Values without I/O: objects, extents, chunks, datasets.
+
+An object is one immutable sequence of bytes: a URI at one version. A dataset is a tree of objects with
+an identity, its revision. A chunk is a fixed-size slice of an object; the last one may be shorter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class ObjectRef:
+    """One object: where it is, which version of it, and how many bytes that version has.
+
+    `version` is what the origin can be held to (an ETag, a generation, a commit): opaque here, never empty.
+    """
+
+    uri: str
+    version: str
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"size of {self.uri} is negative")
+        if not self.version:
+            raise ValueError(f"{self.uri} has no version")
+
+    @cached_property
+    def key(self) -> str:
+        """The object's identity in the store: 32 hex digits of BLAKE2b over URI, version and size."""
+        text = f"{self.uri}\0{self.version}\0{self.size}"
+        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The bytes `[offset, offset + length)` of an object."""
+
+    offset: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.offset < 0 or self.length < 0:
+            raise ValueError(f"bad extent {self.offset}+{self.length}")
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+
+def chunk_count(size: int, chunk_size: int) -> int:
+    """How many chunks an object of `size` bytes has; none where it is empty."""
+    return -(-size // chunk_size)
+
+
+def chunk_extent(chunk: int, size: int, chunk_size: int) -> Extent:
+    """Where chunk number `chunk` lies in an object of `size` bytes. IndexError where there is no such chunk."""
+    if not 0 <= chunk < chunk_count(size, chunk_size):
+        raise IndexError(f"no chunk {chunk} in {size} bytes")
+    offset = chunk * chunk_size
+    return Extent(offset, min(chunk_size, size - offset))
+
+
+def chunks_of(extent: Extent, size: int, chunk_size: int) -> range:
+    """The chunks that an extent touches, cut at the end of the object; empty where it touches none."""
+    end = min(extent.end, size)
+    if extent.offset >= end:
+        return range(0)
+    return range(extent.offset // chunk_size, (end - 1) // chunk_size + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a dataset: its path below the root ('/' between names), its object and its time.
+
+    `mtime_ns` is what the origin says of the last change (nanoseconds since 1970), 0 where it says nothing;
+    it is shown and never part of the revision.
+    """
+
+    path: str
+    ref: ObjectRef
+    mtime_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unmapped:
+    """A key of the origin that no file name can stand for, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A named, immutable revision of a tree of objects.
+
+    `entries` are sorted by path; `directories` are those that the origin names although nothing is in
+    """
+
+    uri: str
+    entries: tuple[Entry, ...]
+    directories: tuple[str, ...] = ()
+    unmapped: tuple[Unmapped, ...] = ()
+
+    @cached_property
+    def revision(self) -> str:
+        """32 hex digits of BLAKE2b over the sorted listing: path, size, version."""
+        return listing_revision((e.path, e.ref.size, e.ref.version) for e in self.entries)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(entry.ref.size for entry in self.entries)
+
+
+def listing_revision(listing: Iterable[tuple[str, int, str]]) -> str:
+    """Hash of a listing of (path, size, version), whatever its order; fields cannot run into each other."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in sorted(listing):
+        for field in row:
+            raw = str(field).encode("utf-8", "surrogateescape")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+NAME_MAX = 255  # bytes of one name, include/uapi/linux/limits.h
+
+
+def key_fault(key: str) -> str | None:
+    """Why a key cannot be a path below a mount, or None where it can.
+
+    `key` is relative to the dataset's root and may end in '/' (an empty directory's marker).
+    """
+    path = key[:-1] if key.endswith("/") else key
+    if not path:
+        return "an empty name"
+    if path.startswith("/"):
+        return "an absolute path"
+    for name in path.split("/"):
+        if not name:
+            return "an empty segment ('//')"
+        if name in (".", ".."):
+            return f"a segment {name!r}"
+        if "\0" in name:
+            return "a NUL byte"
+        if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
+            return f"a segment of more than {NAME_MAX} bytes"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """What an origin says of one object: `key` is relative to the tree's root."""
+
+    key: str
+    ref: ObjectRef
+    mtime_ns: int = 0
+
+
+def build_dataset(uri: str, listing: Iterable[ListedObject]) -> Dataset:
+    """Map a listing to a tree (agent/mount/SEMANTICS.md states the mapping).
+
+    A key that cannot be a path is left out and recorded, its neighbours stay. Where one key is another's
+    directory (`x` beside `x/y`), the directory is shown and the file is left out. Keys that differ by
+    Unicode normalisation only are two files, as they are two objects.
+    """
+    files: dict[str, ListedObject] = {}
+    markers: set[str] = set()
+    unmapped: list[Unmapped] = []
+    for item in listing:
+        fault = key_fault(item.key)
+        if fault is not None:
+            unmapped.append(Unmapped(item.key, fault))
+        elif item.key.endswith("/"):
+            markers.add(item.key[:-1])
+            if item.ref.size:
+                unmapped.append(Unmapped(item.key, "a directory marker that has bytes"))
+        else:
+            files[item.key] = item
+    parents = {parent for path in files for parent in _parents(path)}
+    parents |= {parent for path in markers for parent in (*_parents(path), path)}
+    unmapped += [Unmapped(path, "other keys have it as their directory") for path in files if path in parents]
+    entries = (Entry(path, item.ref, item.mtime_ns) for path, item in files.items() if path not in parents)
+    return Dataset(
+        uri=uri,
+        entries=tuple(sorted(entries, key=lambda entry: entry.path)),
+        directories=tuple(sorted(markers)),
+        unmapped=tuple(sorted(unmapped, key=lambda item: item.key)),
+    )
+
+
+def _parents(path: str) -> Iterator[str]:
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path

@@ -1,0 +1,48 @@
+"""The seam between the store and whatever has the bytes: an origin today, peers later.
+
+A source brings the bytes of one chunk, in order, into a `Sink`. It does not retry, does not decide and
+does not know who waits: the fill does that. It checks what only it can see: that every answer is of the
+version and the range that were asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from agent.content import Dataset, ObjectRef
+
+
+class Sink(Protocol):
+    """Where the bytes of one chunk go, in order; called from any one thread at a time."""
+
+    @property
+    def position(self) -> int:
+        """Offset in the object of the next byte to write; a retry goes on from here."""
+
+    @property
+    def end(self) -> int:
+        """Offset in the object behind the chunk's last byte."""
+
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes, all of them. Raises StoreError; ValueError where they go past `end`."""
+
+
+class ChunkSource(Protocol):
+    """Something that can bring chunks of objects."""
+
+    async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
+        """Write `[sink.position, sink.end)` of the object into the sink.
+
+        When it returns, raises or is cancelled, no thread of it touches the sink any more.
+        Raises OriginError; VersionChanged where the origin no longer has `ref.version`.
+        """
+
+
+class Origin(ChunkSource, Protocol):
+    """A place that datasets come from."""
+
+    async def resolve(self, uri: str) -> Dataset:
+        """List the tree (or the one object) at `uri` as it is now. Raises OriginError."""
+
+    async def close(self) -> None:
+        """Give back connections and threads."""

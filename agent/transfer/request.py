@@ -1,0 +1,46 @@
+"""What the receiving engine is asked for: one conditional GET of a range. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from agent.content import Extent
+from agent.errors import OriginError
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a connection goes: scheme 'http' or 'https', host as in the URL (no brackets), port."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class RangedGet:
+    """One GET of `extent` out of an object of `size` bytes, ready to be sent.
+
+    `target` is the request target (percent-encoded path and query). `headers` hold everything but
+    Connection (Host, Range, If-Match, Authorization ... as signed). `check` gets the
+    response's headers (lower-case names) and raises VersionChanged where they are of another version.
+    `name` is for messages: no secret in it.
+    """
+
+    endpoint: Endpoint
+    target: str
+    headers: Mapping[str, str]
+    extent: Extent
+    size: int
+    check: Callable[[Mapping[str, str]], None]
+    name: str
+    verify_tls: bool = field(default=True)
+
+
+class Redirected(OriginError):
+    """The origin answered with a redirect: ask again at `location`."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__("the origin redirects")
+        self.location = location
