@@ -98,7 +98,7 @@ class Unmapped:
 class Dataset:
     """A named, immutable revision of a tree of objects.
 
-    `entries` are sorted by path; `directories` are those that the origin names although nothing is in
+    `entries` are sorted by path; `directories` are those that the origin names although nothing is in them.
     """
 
     uri: str
