@@ -7,6 +7,7 @@ version and the range that were asked for.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from agent.content import Dataset, ObjectRef
@@ -27,8 +28,25 @@ class Sink(Protocol):
         """Take the next bytes, all of them. Raises StoreError; ValueError where they go past `end`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What may be under way at once towards one source, and how long one request may take.
+
+    `name` says which origin it is (for lanes and metrics); `bytes_in_flight` counts whole chunks;
+    `deadline` is seconds, retries included.
+    """
+
+    name: str
+    connections: int
+    bytes_in_flight: int
+    deadline: float
+
+
 class ChunkSource(Protocol):
     """Something that can bring chunks of objects."""
+
+    def budget(self, ref: ObjectRef) -> Budget:
+        """The budget that fetches of this object draw on."""
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
         """Write `[sink.position, sink.end)` of the object into the sink.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from agent.content import Extent
 from agent.errors import OriginError
@@ -25,7 +25,7 @@ class RangedGet:
     `target` is the request target (percent-encoded path and query). `headers` hold everything but
     Connection (Host, Range, If-Match, Authorization ... as signed). `check` gets the
     response's headers (lower-case names) and raises VersionChanged where they are of another version.
-    `name` is for messages: no secret in it.
+    `name` is for messages: no secret in it. `stall_timeout` is how many seconds the origin may stay silent.
     """
 
     endpoint: Endpoint
@@ -35,7 +35,8 @@ class RangedGet:
     size: int
     check: Callable[[Mapping[str, str]], None]
     name: str
-    verify_tls: bool = field(default=True)
+    verify_tls: bool = True
+    stall_timeout: float = 10.0
 
 
 class Redirected(OriginError):

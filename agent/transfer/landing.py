@@ -1,0 +1,116 @@
+"""Where the bytes of one chunk arrive: written, hashed and handed to waiting readers in one pass.
+
+A receiving thread (or a task of an fsspec origin) writes pieces in order. Each piece goes to the object's
+file, into the running xxh3-128, and then straight from the receive buffer to the readers whose last byte it
+brought: they wait for neither the chunk nor the loop. The loop adds readers and takes back those that are
+left when the fetch fails. One short lock orders the two (agent/cache/CONCURRENCY.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import Protocol
+
+import xxhash
+
+from agent.content import Extent
+from agent.errors import StoreFailed, StoreFull
+
+
+class Waiter(Protocol):
+    """Somebody who waits until the bytes before `needs` (an offset in the object) have arrived."""
+
+    @property
+    def needs(self) -> int: ...
+
+    def ready(self, data: memoryview, offset: int) -> None:
+        """Called once, by the thread that wrote `data` at `offset`; must neither block nor raise."""
+
+
+class Landing:
+    """The sink of one chunk of one object (a `Sink` of agent/source.py)."""
+
+    def __init__(self, fd: int, extent: Extent) -> None:
+        """`fd` is the object's file, open for writing; it must outlive every `write`."""
+        self._fd = fd
+        self._extent = extent
+        self._position = extent.offset
+        self._hash = xxhash.xxh3_128()
+        self._lock = threading.Lock()
+        self._waiters: list[Waiter] = []
+
+    @property
+    def position(self) -> int:
+        """Offset behind the last byte that is in the file: what lies before it may be read."""
+        return self._position
+
+    @property
+    def end(self) -> int:
+        return self._extent.end
+
+    @property
+    def length(self) -> int:
+        return self._extent.length
+
+    def write(self, data: memoryview) -> None:
+        """Take the next bytes. Raises StoreFull or StoreFailed where the disk does; ValueError past the end."""
+        start = self._position
+        if start + len(data) > self.end:
+            raise ValueError(f"{len(data)} bytes at {start} go past {self.end}")
+        _write_all(self._fd, data, start)
+        self._hash.update(data)
+        self._advance(start + len(data), data, start)
+
+    def digest(self) -> bytes:
+        """xxh3-128 (16 bytes, canonical order) of the chunk; only right once `position` is `end`."""
+        return self._hash.digest()
+
+    def wait(self, waiter: Waiter) -> bool:
+        """Let a waiter know when its bytes are there; False where they are already (it is not called then)."""
+        with self._lock:
+            if waiter.needs <= self._position:
+                return False
+            self._waiters.append(waiter)
+            return True
+
+    def leave(self, waiter: Waiter) -> bool:
+        """Take a waiter back; False where it has been told, or is being told."""
+        with self._lock:
+            if waiter not in self._waiters:
+                return False
+            self._waiters.remove(waiter)
+            return True
+
+    def dismiss(self) -> list[Waiter]:
+        """Take back all waiters, because the bytes will not come this way."""
+        with self._lock:
+            waiters, self._waiters = self._waiters, []
+            return waiters
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits now."""
+        return bool(self._waiters)
+
+    def _advance(self, position: int, data: memoryview, offset: int) -> None:
+        with self._lock:
+            self._position = position
+            served = [waiter for waiter in self._waiters if waiter.needs <= position]
+            if served:
+                self._waiters = [waiter for waiter in self._waiters if waiter.needs > position]
+        for waiter in served:
+            waiter.ready(data, offset)
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> None:
+    try:
+        while data:
+            written = os.pwrite(fd, data, offset)
+            data = data[written:]
+            offset += written
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"the disk of the store is full ({error.strerror}); free some space") from error
+        raise StoreFailed(f"cannot write to the store: {error.strerror}") from error
