@@ -1,0 +1,201 @@
+"""The durable record of which chunks are present: one SQLite database (WAL) per store directory.
+
+Blocking; used by one thread only, the index thread of the store, which makes it the one writer. A commit is
+not synced to the disk: a crash of the process loses nothing that was committed, and after a crash of the
+machine another boot id makes every chunk suspect anyway (DESIGN.md rule 2), so a sync per chunk would buy
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.content import Dataset, Entry, ObjectRef, Unmapped
+from agent.errors import StoreFailed
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE objects (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, uri TEXT NOT NULL, version TEXT NOT NULL,
+    size INTEGER NOT NULL, chunk_size INTEGER NOT NULL, present INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE chunks (
+    object INTEGER NOT NULL REFERENCES objects(id) ON DELETE CASCADE, chunk INTEGER NOT NULL,
+    xxh3 BLOB NOT NULL, boot TEXT NOT NULL, PRIMARY KEY (object, chunk)
+) WITHOUT ROWID;
+CREATE TABLE datasets (
+    uri TEXT NOT NULL, revision TEXT NOT NULL, resolved REAL NOT NULL, listing BLOB NOT NULL,
+    PRIMARY KEY (uri, revision)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRow:
+    """One object as the index knows it: `present` are the numbers of its chunks."""
+
+    id: int
+    chunk_size: int
+    present: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRow:
+    """A chunk to record: row id of its object, its number, its xxh3-128 and its length in bytes."""
+
+    object: int
+    chunk: int
+    xxh3: bytes
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What a store directory holds."""
+
+    objects: int
+    chunks: int
+    bytes: int
+
+
+class Index:
+    """The index of one store directory. Every method may raise StoreFailed."""
+
+    def __init__(self, path: Path, boot_id: str) -> None:
+        """Open or make the database. StoreFailed where it is of a newer version or not a database."""
+        self._path = path
+        self._boot_id = boot_id
+        with self._errors():
+            self._db = sqlite3.connect(path, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def close(self) -> None:
+        with self._errors():
+            self._db.close()
+
+    def find(self, key: str) -> ObjectRow | None:
+        """The object with this key (`ObjectRef.key`), with its chunks."""
+        with self._errors():
+            row = self._db.execute("SELECT id, chunk_size FROM objects WHERE key = ?", (key,)).fetchone()
+            if row is None:
+                return None
+            chunks = self._db.execute("SELECT chunk FROM chunks WHERE object = ?", (row[0],)).fetchall()
+        return ObjectRow(row[0], row[1], tuple(number for (number,) in chunks))
+
+    def add(self, ref: ObjectRef, chunk_size: int) -> ObjectRow:
+        """Record an object of which nothing is present yet."""
+        with self._errors():
+            cursor = self._db.execute(
+                "INSERT INTO objects (key, uri, version, size, chunk_size) VALUES (?, ?, ?, ?, ?)",
+                (ref.key, ref.uri, ref.version, ref.size, chunk_size),
+            )
+        return ObjectRow(cursor.lastrowid or 0, chunk_size, ())
+
+    def record(self, rows: Iterable[ChunkRow]) -> None:
+        """Record chunks as present, all of them or none."""
+        with self._errors(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for row in rows:
+                self._db.execute(
+                    "INSERT INTO chunks VALUES (?, ?, ?, ?)", (row.object, row.chunk, row.xxh3, self._boot_id)
+                )
+                self._db.execute(
+                    "UPDATE objects SET present = present + ? WHERE id = ?", (row.length, row.object)
+                )
+
+    def forget(self, key: str) -> None:
+        """Drop an object and its chunks."""
+        with self._errors():
+            self._db.execute("DELETE FROM objects WHERE key = ?", (key,))
+
+    def present_bytes(self, keys: Iterable[str]) -> dict[str, int]:
+        """Bytes present of those of the keys that the index knows."""
+        found: dict[str, int] = {}
+        with self._errors():
+            for key in keys:
+                row = self._db.execute("SELECT present FROM objects WHERE key = ?", (key,)).fetchone()
+                if row is not None:
+                    found[key] = row[0]
+        return found
+
+    def totals(self) -> Totals:
+        with self._errors():
+            objects, size = self._db.execute("SELECT COUNT(*), COALESCE(SUM(present), 0) FROM objects").fetchone()
+            (chunks,) = self._db.execute("SELECT COUNT(*) FROM chunks").fetchone()
+        return Totals(objects, chunks, size)
+
+    def save_dataset(self, dataset: Dataset, resolved: float) -> None:
+        """Record a dataset's listing; `resolved` is when the origin gave it (seconds since 1970)."""
+        listing = zlib.compress(json.dumps(_plain(dataset)).encode(), 1)
+        with self._errors():
+            self._db.execute(
+                "INSERT OR REPLACE INTO datasets VALUES (?, ?, ?, ?)",
+                (dataset.uri, dataset.revision, resolved, listing),
+            )
+
+    def load_dataset(self, uri: str, revision: str) -> Dataset | None:
+        with self._errors():
+            row = self._db.execute(
+                "SELECT listing FROM datasets WHERE uri = ? AND revision = ?", (uri, revision)
+            ).fetchone()
+            return None if row is None else _dataset(uri, json.loads(zlib.decompress(row[0])))
+
+    def datasets(self) -> list[tuple[str, str]]:
+        """(URI, revision) of every dataset known, the latest resolved first."""
+        with self._errors():
+            return self._db.execute("SELECT uri, revision FROM datasets ORDER BY resolved DESC").fetchall()
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StoreFailed(
+                f"{self._path} was written by a newer agent (index version {version}, this one knows "
+                f"{SCHEMA_VERSION}); start the newer agent or give it another directory"
+            )
+        if version == 0:
+            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreFailed(f"the index {self._path} is not usable: {error}") from error
+        except (zlib.error, ValueError, KeyError, TypeError) as error:
+            raise StoreFailed(f"the index {self._path} holds a listing that is not readable") from error
+
+
+def _plain(dataset: Dataset) -> dict[str, object]:
+    return {
+        "entries": [
+            [entry.path, entry.ref.uri, entry.ref.version, entry.ref.size, entry.mtime_ns]
+            for entry in dataset.entries
+        ],
+        "directories": list(dataset.directories),
+        "unmapped": [[item.key, item.reason] for item in dataset.unmapped],
+    }
+
+
+def _dataset(uri: str, plain: dict[str, list[list[str]]]) -> Dataset:
+    return Dataset(
+        uri=uri,
+        entries=tuple(
+            Entry(path, ObjectRef(origin, version, int(size)), int(mtime_ns))
+            for path, origin, version, size, mtime_ns in plain["entries"]
+        ),
+        directories=tuple(str(path) for path in plain["directories"]),
+        unmapped=tuple(Unmapped(key, reason) for key, reason in plain["unmapped"]),
+    )

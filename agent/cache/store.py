@@ -1,0 +1,287 @@
+"""The node's chunk store: one sparse file per object, and the index that says what is in it.
+
+    <directory>/index.sqlite          which chunks are present, with their checksums; the datasets' listings
+    <directory>/objects/ab/abcd...    the bytes of one object, at their own offsets; the name is the object's key
+
+The store belongs to the loop. What blocks on the disk runs on its one index thread, in the order it was
+asked for. Nothing else in the agent opens, makes or removes a file here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from agent.cache.index import ChunkRow, Index, ObjectRow, Totals
+from agent.cache.objects import CachedObject
+from agent.clock import Clock
+from agent.content import Dataset, ObjectRef
+from agent.errors import ConfigError, StoreFailed, StoreFull
+
+IDLE_OBJECTS = 256  # objects kept open although nobody uses them: a file that is opened again needs no look-up
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """How much a directory may hold: `capacity` bytes of its own, `reserve` bytes that stay free on the disk.
+
+    None stands for the default: 90 % of the file system, and the smaller of 50 GiB and 10 %.
+    """
+
+    capacity: int | None = None
+    reserve: int | None = None
+
+
+@dataclass(slots=True)
+class Directory:
+    """One store directory; `used` is the loop's running sum of bytes present or being filled."""
+
+    path: Path
+    index: Index
+    capacity: int
+    reserve: int
+    used: int
+    chunks: int
+    objects: int
+
+    def file_of(self, key: str) -> Path:
+        return self.path / "objects" / key[:2] / key
+
+
+class Store:
+    """All store directories of the node. Made by `Store.open`, used from one loop."""
+
+    def __init__(self, directories: list[Directory], chunk_size: int, clock: Clock, index_thread: ThreadPoolExecutor) -> None:
+        self.directories = directories
+        self._chunk_size = chunk_size
+        self._clock = clock
+        self._index_thread = index_thread
+        self._open: dict[str, tuple[CachedObject, Directory]] = {}
+        self._opening: dict[str, asyncio.Task[CachedObject]] = {}
+        self._idle: OrderedDict[str, None] = OrderedDict()
+        self._unrecorded: dict[int, list[tuple[ChunkRow, asyncio.Future[None]]]] = {}
+        self._recording: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def open(cls, paths: Iterable[Path], chunk_size: int, limits: StoreLimits, clock: Clock) -> Store:
+        """Open or make the store. Raises ConfigError for a directory that cannot be used, StoreFailed."""
+        thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        loop = asyncio.get_running_loop()
+        directories: list[Directory] = []
+        try:
+            for path in paths:
+                directories.append(await loop.run_in_executor(thread, _open_directory, path, limits))
+        except BaseException:
+            for directory in directories:
+                await loop.run_in_executor(thread, directory.index.close)
+            thread.shutdown()
+            raise
+        return cls(directories, chunk_size, clock, thread)
+
+    async def close(self) -> None:
+        """Record what is on its way to the index, then close every file and the index."""
+        while self._recording:
+            await asyncio.wait(self._recording)
+        for cached, _ in self._open.values():
+            cached.close()
+        self._open.clear()
+        for directory in self.directories:
+            await self._blocking(directory.index.close)
+        self._index_thread.shutdown()
+
+    async def acquire(self, ref: ObjectRef) -> CachedObject:
+        """The object, open; the same one for all who ask. Give it back with `release`."""
+        cached = self.peek(ref)
+        if cached is None:
+            task = self._opening.get(ref.key)
+            if task is None:
+                task = self._opening[ref.key] = asyncio.create_task(self._load(ref))
+                task.add_done_callback(lambda _: self._opening.pop(ref.key, None))
+            cached = await asyncio.shield(task)
+        cached.users += 1
+        self._idle.pop(ref.key, None)
+        return cached
+
+    def peek(self, ref: ObjectRef) -> CachedObject | None:
+        """The object if it is open now; the caller gets no hold on it."""
+        found = self._open.get(ref.key)
+        return found[0] if found else None
+
+    def release(self, cached: CachedObject) -> None:
+        """Give an object back; it is closed later, when many others have been used since."""
+        cached.users -= 1
+        if not cached.users:
+            self._idle[cached.ref.key] = None
+            self._trim()
+
+    def reserve(self, cached: CachedObject, chunk: int) -> None:
+        """Claim room for a chunk that is about to be filled. StoreFull where there is none."""
+        directory = self._open[cached.ref.key][1]
+        length = cached.extent(chunk).length
+        if directory.used + length > directory.capacity:
+            raise StoreFull(f"{directory.path} holds its {directory.capacity} bytes; raise store.capacity or empty it")
+        if _free_bytes(directory.path) - length < directory.reserve:
+            raise StoreFull(f"{directory.path}: the disk has only its reserve free; free some space")
+        directory.used += length
+
+    def unreserve(self, cached: CachedObject, chunk: int) -> None:
+        """Give back the room of a fill that failed."""
+        self._open[cached.ref.key][1].used -= cached.extent(chunk).length
+
+    async def record(self, cached: CachedObject, chunk: int, xxh3: bytes) -> None:
+        """Make a chunk durable in the index and then visible. Chunks that finish together share a commit."""
+        number = self.directories.index(self._open[cached.ref.key][1])
+        row = ChunkRow(cached.row, chunk, xxh3, cached.extent(chunk).length)
+        done = asyncio.get_running_loop().create_future()
+        waiting = self._unrecorded.setdefault(number, [])
+        waiting.append((row, done))
+        if len(waiting) == 1:
+            task = asyncio.create_task(self._record_batch(number))
+            self._recording.add(task)
+            task.add_done_callback(self._recording.discard)
+        await asyncio.shield(done)
+        self.directories[number].chunks += 1
+        cached.publish(chunk)
+
+    async def save_dataset(self, dataset: Dataset) -> None:
+        """Make a dataset's listing durable."""
+        await self._blocking(self.directories[0].index.save_dataset, dataset, self._clock.time())
+
+    async def load_dataset(self, uri: str, revision: str) -> Dataset | None:
+        return await self._blocking(self.directories[0].index.load_dataset, uri, revision)
+
+    async def datasets(self) -> list[tuple[str, str]]:
+        """(URI, revision) of every dataset whose listing is here, the latest resolved first."""
+        return await self._blocking(self.directories[0].index.datasets)
+
+    async def present_bytes(self, keys: Iterable[str]) -> dict[str, int]:
+        """Bytes present of the objects with these keys; objects that the store does not know are left out."""
+        keys = list(keys)
+        found: dict[str, int] = {}
+        for directory in self.directories:
+            found |= await self._blocking(directory.index.present_bytes, keys)
+        return found
+
+    async def _load(self, ref: ObjectRef) -> CachedObject:
+        for directory in self.directories:
+            row = await self._blocking(directory.index.find, ref.key)
+            if row is not None:
+                break
+        else:
+            directory, row = max(self.directories, key=_room), None
+        cached = await self._blocking(_open_object, directory, ref, row, self._chunk_size)
+        if row is None:
+            directory.objects += 1
+        self._open[ref.key] = (cached, directory)
+        self._idle[ref.key] = None
+        return cached
+
+    async def _record_batch(self, number: int) -> None:
+        # Whatever finishes while the index thread is busy with earlier work joins this batch.
+        await self._blocking(lambda: None)
+        batch = self._unrecorded.pop(number)
+        try:
+            await self._blocking(self.directories[number].index.record, [row for row, _ in batch])
+        except StoreFailed as error:
+            for _, done in batch:
+                done.set_exception(error)
+            return
+        for _, done in batch:
+            done.set_result(None)
+
+    def _trim(self) -> None:
+        while len(self._idle) > IDLE_OBJECTS:
+            key, _ = self._idle.popitem(last=False)
+            cached, _ = self._open.pop(key)
+            cached.close()
+
+    async def _blocking(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._index_thread, lambda: call(*args, **kwargs))
+
+
+def _room(directory: Directory) -> int:
+    return min(directory.capacity - directory.used, _free_bytes(directory.path) - directory.reserve)
+
+
+def _free_bytes(path: Path) -> int:
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def _open_directory(path: Path, limits: StoreLimits) -> Directory:
+    try:
+        (path / "objects").mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = os.statvfs(path)
+        probe = path / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        remedy = "make it and give it to the agent's user"
+        raise ConfigError("store.directories", f"{path}: {error.strerror}; {remedy}") from error
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    index = Index(path / "index.sqlite", boot_id)
+    totals: Totals = index.totals()
+    size = status.f_blocks * status.f_frsize
+    return Directory(
+        path=path,
+        index=index,
+        capacity=limits.capacity if limits.capacity is not None else size * 9 // 10,
+        reserve=limits.reserve if limits.reserve is not None else min(50 * 2**30, size // 10),
+        used=totals.bytes,
+        chunks=totals.chunks,
+        objects=totals.objects,
+    )
+
+
+def _open_object(directory: Directory, ref: ObjectRef, row: ObjectRow | None, chunk_size: int) -> CachedObject:
+    path = directory.file_of(ref.key)
+    try:
+        if row is not None and not _has_size(path, ref.size):
+            # The file is gone or cut short: what the index says of it is not true any more.
+            directory.index.forget(ref.key)
+            row = None
+        fd = _open_file(path, ref.size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"{directory.path}: the disk is full; free some space") from error
+        raise StoreFailed(f"cannot open {path}: {error.strerror}") from error
+    try:
+        if row is None:
+            row = directory.index.add(ref, chunk_size)
+    except (StoreFailed, sqlite3.Error):
+        os.close(fd)
+        raise
+    cached = CachedObject(ref, path, fd, row.id, row.chunk_size)
+    for chunk in row.present:
+        cached.publish(chunk)
+    return cached
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return os.stat(path).st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def _open_file(path: Path, size: int) -> int:
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(fd).st_size != size:
+            os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

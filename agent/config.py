@@ -1,0 +1,352 @@
+"""The agent's settings: one TOML file, read once.
+
+Each setting is declared once, here, with its default, its unit (by its type) and its help; the README's
+table is rendered from the same declarations (`settings_table`). Unknown keys are errors. `load` raises the
+first problem only, as one line that names the dotted key and the remedy, and never repeats a value that
+could be a credential.
+
+In the file sizes and durations carry units; in code they are plain bytes (int) and seconds (float).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import socket
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from agent import settings
+from agent.errors import ConfigError
+from agent.settings import (
+    CREDENTIALS_REMEDY,
+    MIB,
+    AbsolutePath,
+    Duration,
+    Flag,
+    Listen,
+    Name,
+    Size,
+    SocketPath,
+    Unit,
+    split_listen,
+)
+from agent.units import format_duration, format_size
+
+_FROM_FILE = {"from_file": True}  # the validation context in which a plain number is refused
+
+
+def _shown(default: str) -> dict[str, Any]:
+    """What the settings table says where the default is made at run time."""
+    return {"shown_default": default}
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class NodeConfig(_Table):
+    """[node]: what this machine is called."""
+
+    name: Name = Field(
+        default_factory=socket.gethostname,
+        description="What this node is called in listings and metrics.",
+        json_schema_extra=_shown("the host's name"),
+    )
+    zone: Annotated[str, Unit("text")] = Field(
+        default="", description="The zone or rack that the node is in."
+    )
+
+
+class StoreConfig(_Table):
+    """[store]: where chunks are kept."""
+
+    directories: Annotated[
+        list[AbsolutePath], AfterValidator(settings.directories), Unit("list of paths")
+    ] = Field(
+        default=[Path("/var/lib/headrace")],
+        description="Directories that hold the store, one per disk.",
+    )
+    capacity: Size | None = Field(
+        default=None,
+        description="The most that each directory may take.",
+        json_schema_extra=_shown("90 % of its file system"),
+    )
+    reserve: Size | None = Field(
+        default=None,
+        description="Free disk that is never used.",
+        json_schema_extra=_shown("the smaller of `50GiB` and 10 %"),
+    )
+    chunk_size: Annotated[Size, AfterValidator(settings.chunk_size)] = Field(
+        default=8 * MIB,
+        description="The unit of fill, verification and exchange: a power of two from `1MiB` to `256MiB`.",
+    )
+
+
+class MountConfig(_Table):
+    """[mount]: what readers can count on."""
+
+    patience: Duration = Field(
+        default=300.0,
+        description="How long a read waits for its bytes before EIO; a mapped read dies of it (SIGBUS).",
+    )
+
+
+class HolderConfig(_Table):
+    """[holder]: the process that keeps the mounts."""
+
+    socket: SocketPath = Field(
+        default=Path("/run/headrace/holder.sock"), description="The socket of `headrace-csi hold`."
+    )
+
+
+class AdminConfig(_Table):
+    """[admin]: the API for this node's own root."""
+
+    socket: SocketPath = Field(
+        default=Path("/run/headrace/admin.sock"),
+        description="The socket that the agent's admin API is on.",
+    )
+
+
+class MetricsConfig(_Table):
+    """[metrics]: what monitoring reads."""
+
+    listen: Listen = Field(
+        default="127.0.0.1:9464",
+        description="Where `/metrics`, `/healthz` and `/readyz` are served; port 0 takes a free one.",
+    )
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        return split_listen(self.listen)
+
+
+class OriginConfig(_Table):
+    """[origin."PREFIX"]: how the origins whose URI begins with PREFIX are reached."""
+
+    endpoint_url: Annotated[str, AfterValidator(settings.endpoint_url), Unit("URL")] | None = Field(
+        default=None, description="The S3 endpoint.", json_schema_extra=_shown("the SDK's (AWS)")
+    )
+    region: Name | None = Field(
+        default=None,
+        description="The region that requests are signed for.",
+        json_schema_extra=_shown("the SDK's"),
+    )
+    path_style: Flag | None = Field(
+        default=None,
+        description="Put the bucket into the path and not into the host name.",
+        json_schema_extra=_shown("`true` where `endpoint_url` is set"),
+    )
+    deadline: Duration = Field(
+        default=30.0, description="How long one request to the origin may take, its retries included."
+    )
+    max_connections: Annotated[int, Field(ge=1, le=1024), Unit("number")] = Field(
+        default=16, description="The most connections that are open to the origin at a time (1 to 1024)."
+    )
+    max_bytes_in_flight: Annotated[Size, AfterValidator(settings.at_least_mib)] = Field(
+        default=256 * MIB,
+        description="The most bytes that are asked of the origin at a time (`1MiB` or more).",
+    )
+    verify_tls: Flag = Field(default=True, description="Check the origin's TLS certificate.")
+    anonymous: Flag = Field(default=False, description="Send no credentials.")
+    allow_unversioned: Flag = Field(
+        default=False,
+        description="Read from origins that give nothing to tell versions apart; a change can then mix them.",
+    )
+    profile: Name | None = Field(
+        default=None,
+        description="The profile of the SDK's own files that credentials are taken from.",
+        json_schema_extra=_shown("the SDK's"),
+    )
+
+
+Prefix = Annotated[str, AfterValidator(settings.origin_prefix)]
+
+
+class Config(_Table):
+    """The whole file; every table and every setting may be left out."""
+
+    node: NodeConfig = Field(default_factory=NodeConfig)
+    store: StoreConfig = Field(default_factory=StoreConfig)
+    mount: MountConfig = Field(default_factory=MountConfig)
+    holder: HolderConfig = Field(default_factory=HolderConfig)
+    admin: AdminConfig = Field(default_factory=AdminConfig)
+    metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    origin: dict[Prefix, OriginConfig] = Field(default_factory=dict)
+
+    def origin_for(self, uri: str) -> OriginConfig:
+        """The settings of the longest prefix that `uri` begins with; the defaults where there is none."""
+        matching = [prefix for prefix in self.origin if uri.startswith(prefix)]
+        return self.origin[max(matching, key=len)] if matching else OriginConfig()
+
+
+def load(path: Path | str) -> Config:
+    """Read and check the file. Raises ConfigError for its first problem; the key is the path itself where
+    the file cannot be read or is not TOML."""
+    return parse(_read(Path(path)), str(path))
+
+
+def parse(text: str, source: str = "configuration") -> Config:
+    """Check the text of a file; `source` names it in messages. Raises ConfigError."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(source, f"this is not TOML: {error}; mend that line") from None
+    for key in _credential_keys(tree):
+        raise ConfigError(key, f"this looks like a credential: remove it; {CREDENTIALS_REMEDY}")
+    try:
+        return Config.model_validate(tree, context=_FROM_FILE)
+    except ValidationError as error:
+        raise _first_problem(error) from None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            str(path), "there is no such file: write it or name another with --config"
+        ) from None
+    except IsADirectoryError:
+        raise ConfigError(str(path), "this is a directory: name a file with --config") from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), "this is not UTF-8: save it as UTF-8 text") from None
+    except PermissionError:
+        raise ConfigError(str(path), "no permission: let the agent's user read it") from None
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
+
+
+_CREDENTIAL = re.compile(
+    r"access.?key|secret|token|passw(or)?d|credential|private.?key|api.?key", re.IGNORECASE
+)
+
+
+def _credential_keys(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[str]:
+    for key, value in table.items():
+        path = (*above, key)
+        if isinstance(value, dict):
+            yield from _credential_keys(value, path)
+        elif _CREDENTIAL.search(key) and not key.endswith("_file"):
+            yield dotted(path)
+
+
+def dotted(path: tuple[str | int, ...]) -> str:
+    """A key as TOML writes it: `origin."s3://".deadline`; a list's items by number."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            bare = part if re.fullmatch("[A-Za-z0-9_-]+", part) else '"' + part.replace('"', '\\"') + '"'
+            text += f".{bare}" if text else bare
+    return text
+
+
+_MESSAGES = {
+    "bool_type": "must be true or false, with no quotes",
+    "dict_type": "must be a table",
+    "greater_than_equal": "must be {ge} or more",
+    "int_type": "must be a whole number, with no quotes",
+    "is_instance_of": 'must be a path in quotes, like "/var/lib/headrace"',
+    "less_than_equal": "must be {le} or less",
+    "list_type": 'must be a list, like ["/var/lib/headrace"]',
+    "model_type": "must be a table",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text in quotes",
+}
+
+
+def _first_problem(error: ValidationError) -> ConfigError:
+    problem = error.errors(include_url=False, include_input=False)[0]
+    path = tuple(part for part in problem["loc"] if part != "[key]")
+    return ConfigError(dotted(path), _message(problem, path))
+
+
+def _message(problem: ErrorDetails, path: tuple[str | int, ...]) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(path)
+    if kind == "value_error":
+        return str(context["error"])
+    return _MESSAGES[kind].format(**context) if kind in _MESSAGES else problem["msg"]
+
+
+def _unknown_key(path: tuple[str | int, ...]) -> str:
+    known = list(_table_at(path[:-1]).model_fields)
+    near = difflib.get_close_matches(str(path[-1]), known, n=1)
+    if near:
+        return f"there is no such setting: did you mean {near[0]}?"
+    return f"there is no such setting: known here are {', '.join(known)}"
+
+
+def _table_at(path: tuple[str | int, ...]) -> type[BaseModel]:
+    """The model of the table at `path`."""
+    if not path:
+        return Config
+    return OriginConfig if path[0] == "origin" else _tables()[str(path[0])]
+
+
+def _tables() -> dict[str, type[BaseModel]]:
+    """The tables by their name in the file, in its order; the origins' one by its placeholder."""
+    named = {name: field.annotation for name, field in Config.model_fields.items() if name != "origin"}
+    tables = {
+        name: table
+        for name, table in named.items()
+        if isinstance(table, type) and issubclass(table, BaseModel)
+    }
+    return tables | {'origin."PREFIX"': OriginConfig}
+
+
+def settings_table(config: type[Config] = Config) -> str:
+    """The README's table of all settings, in Markdown, with a last line break."""
+    del config  # the tables are the declarations of `Config` itself
+    lines = ["| setting | default | written as | what it is |", "|---|---|---|---|"]
+    for name, table in _tables().items():
+        for key, field in table.model_fields.items():
+            lines.append(f"| `{name}.{key}` | {_default(field)} | {_unit(field)} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def _unit(field: FieldInfo) -> str:
+    return next(mark.name for mark in _marks(field) if isinstance(mark, Unit))
+
+
+def _marks(field: FieldInfo) -> Iterator[object]:
+    """The metadata of a field's type, outermost last, through `X | None`."""
+    yield from reversed(field.metadata)
+    for option in getattr(field.annotation, "__args__", ()):
+        yield from reversed(getattr(option, "__metadata__", ()))
+
+
+def _default(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    if isinstance(extra, dict):
+        return str(extra["shown_default"])
+    return f"`{_as_toml(field.default, _unit(field))}`"
+
+
+def _as_toml(value: object, unit: str) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if unit == "size" and isinstance(value, int):
+        return f'"{format_size(value)}"'
+    if unit == "duration" and isinstance(value, float):
+        return f'"{format_duration(value)}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_as_toml(item, "path") for item in value) + "]"
+    return str(value) if isinstance(value, int) else f'"{value}"'

@@ -1,0 +1,193 @@
+"""What the agent counts, each metric declared once with its help and its labels.
+
+One `Metrics` is made at start-up and passed to the parts: there is no global registry, so tests and several
+agents in one process do not mix. Children that a hot path touches are bound once, as attributes or in
+tables that the part keeps, so that no read pays for a label look-up. Counters take their own lock: any
+thread may count.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+
+from agent.errors import HeadraceError
+
+# A chunk of 8 MiB takes 10 ms from a fast origin next door, and `mount.patience` (5 minutes) is the worst.
+FILL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+Labels = Mapping[str, tuple[str, ...]]  # label -> its values, () where they are not known beforehand
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """One metric as the README lists it; `name` is the one that is queried."""
+
+    name: str
+    kind: str
+    labels: Labels
+    help: str
+
+
+def build_version() -> str:
+    """The version of the installed package."""
+    return importlib.metadata.version("headrace")
+
+
+class Metrics:
+    """All metrics of one agent, in a registry of its own."""
+
+    def __init__(self, build: str | None = None) -> None:
+        self.registry = CollectorRegistry()
+        self.declared: list[Declared] = []
+        self._declare_reads()
+        self._declare_origins()
+        self._declare_fills()
+        self._declare_state()
+        self._declare_mounts()
+        info = Info("headrace_build", "Which build of Headrace this is.", registry=self.registry)
+        info.info({"version": build or build_version()})
+        self._note("headrace_build_info", "gauge", {"version": ()}, "Which build of Headrace this is.")
+
+    def _declare_reads(self) -> None:
+        read_bytes = self._counter(
+            "headrace_read_bytes_total",
+            "Bytes answered to readers through the mounts: `origin` while they arrived, `store` when present.",
+            {"source": ("origin", "store")},
+        )
+        self.read_bytes_origin = read_bytes.labels("origin")
+        self.read_bytes_store = read_bytes.labels("store")
+        reads = self._counter(
+            "headrace_reads_total",
+            "Reads through the mounts: a `hit` found all its bytes present, a `miss` had to wait for some.",
+            {"result": ("hit", "miss")},
+        )
+        self.reads_hit = reads.labels("hit")
+        self.reads_miss = reads.labels("miss")
+        self.waiting_reads = self._gauge("headrace_waiting_reads", "Reads that wait for their bytes now.")
+
+    def _declare_origins(self) -> None:
+        self.origin_bytes = self._counter(
+            "headrace_origin_bytes_total", "Bytes received from the origins.", {"origin": ()}
+        )
+        self.origin_requests = self._counter(
+            "headrace_origin_requests_total",
+            "Requests sent to the origins: for bytes (`object`), or for listings and headers (`metadata`).",
+            {"origin": (), "kind": ("object", "metadata")},
+        )
+
+    def _declare_fills(self) -> None:
+        fills = self._counter(
+            "headrace_fills_total",
+            "Fills that ended: `cancelled` when the last reader had left.",
+            {"result": ("done", "failed", "cancelled")},
+        )
+        self.fills_done = fills.labels("done")
+        self.fills_failed = fills.labels("failed")
+        self.fills_cancelled = fills.labels("cancelled")
+        self.fill_seconds = self._histogram(
+            "headrace_fill_seconds", "Seconds that a fill took, from its start to the chunk in the index."
+        )
+        self.prefetch_bytes = self._plain_counter(
+            "headrace_prefetch_bytes_total", "Bytes of the fills that prefetch started."
+        )
+
+    def _declare_state(self) -> None:
+        self.errors = self._counter(
+            "headrace_errors_total", "Errors by class, each counted where it was answered.", {"class": ()}
+        )
+        self.store_bytes = self._gauge_by(
+            "headrace_store_bytes", "Bytes of the chunks that are present.", {"directory": ()}
+        )
+        self.store_chunks = self._gauge_by(
+            "headrace_store_chunks", "Chunks that are present.", {"directory": ()}
+        )
+
+    def _declare_mounts(self) -> None:
+        self.mounts = self._gauge("headrace_mounts", "Mounts that the agent serves.")
+        opens = self._counter(
+            "headrace_opens_total",
+            "Files opened: served by the agent (`cached`), or by the kernel alone (`passthrough`).",
+            {"mode": ("cached", "passthrough")},
+        )
+        self.opens_cached = opens.labels("cached")
+        self.opens_passthrough = opens.labels("passthrough")
+        self.fuse_requests = self._counter(
+            "headrace_fuse_requests_total", "FUSE requests by their opcode's name.", {"opcode": ()}
+        )
+
+    def fuse_request(self, opcode: str) -> Counter:
+        """The counter of one opcode, to be kept by the caller."""
+        return self.fuse_requests.labels(opcode)
+
+    def origin_object_requests(self, origin: str) -> Counter:
+        """The counter of requests for bytes to one origin, to be kept by the caller."""
+        return self.origin_requests.labels(origin, "object")
+
+    def origin_metadata_requests(self, origin: str) -> Counter:
+        """The counter of requests for listings and headers to one origin, to be kept by the caller."""
+        return self.origin_requests.labels(origin, "metadata")
+
+    def count_error(self, error: HeadraceError) -> None:
+        """Count an error under its class."""
+        self.errors.labels(type(error).__name__).inc()
+
+    def render(self) -> bytes:
+        """All metrics in the Prometheus text format (version 0.0.4)."""
+        return generate_latest(self.registry)
+
+    def counters(self) -> dict[str, float]:
+        """All samples, each by its name as the text format writes it."""
+        return {
+            _sample_name(sample.name, sample.labels): sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if not sample.name.endswith(("_created", "_bucket"))
+        }
+
+    def _note(self, name: str, kind: str, labels: Labels, text: str) -> None:
+        self.declared.append(Declared(name, kind, labels, text))
+
+    def _counter(self, name: str, text: str, labels: Labels) -> Counter:
+        self._note(name, "counter", labels, text)
+        counter = Counter(name, text, list(labels), registry=self.registry)
+        if len(labels) == 1:
+            for value in next(iter(labels.values())):
+                counter.labels(value)
+        return counter
+
+    def _plain_counter(self, name: str, text: str) -> Counter:
+        self._note(name, "counter", {}, text)
+        return Counter(name, text, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return self._gauge_by(name, text, {})
+
+    def _gauge_by(self, name: str, text: str, labels: Labels) -> Gauge:
+        self._note(name, "gauge", labels, text)
+        return Gauge(name, text, list(labels), registry=self.registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        self._note(name, "histogram", {}, text)
+        return Histogram(name, text, buckets=FILL_BUCKETS, registry=self.registry)
+
+
+def _sample_name(name: str, labels: Mapping[str, str]) -> str:
+    inner = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{inner}}}" if inner else name
+
+
+def metrics_table() -> str:
+    """The README's table of all metrics, in Markdown, with a last line break."""
+    lines = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
+    for metric in sorted(Metrics("").declared, key=lambda metric: metric.name):
+        labels = ", ".join(_label(name, values) for name, values in metric.labels.items())
+        lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def _label(name: str, values: tuple[str, ...]) -> str:
+    return f"`{name}` ({', '.join(values)})" if values else f"`{name}`"

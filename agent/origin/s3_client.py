@@ -1,0 +1,210 @@
+"""The S3 client behind an origin: session, credentials, addresses of buckets, and what its errors mean.
+
+s3fs makes and holds the aiobotocore client, so settings and credentials are found as its users know them
+(environment, shared files, profile, web identity, instance metadata). Listing goes through that client;
+objects are received elsewhere, with the credentials and addresses given out here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import s3fs  # type: ignore[import-untyped]
+from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+from botocore import exceptions as boto  # type: ignore[import-untyped]
+from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-untyped]
+
+from agent.config import OriginConfig
+from agent.errors import (
+    AccessDenied,
+    BadRequest,
+    ObjectMissing,
+    OriginError,
+    OriginMisbehaved,
+    OriginUnavailable,
+)
+from agent.origin.s3_sign import PROBE_KEY, BucketAddress, address_of
+
+NO_CREDENTIALS = (
+    "no S3 credentials; give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a web identity to the "
+    "agent, or set anonymous = true"
+)
+_DENIED_CODES = {
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "ExpiredTokenException",
+}  # sent with 400
+_ELSEWHERE_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_BUSY_CODES = {"RequestTimeout", "SlowDown"}
+_CONNECT_TIMEOUT = 5.0  # seconds; an endpoint that takes longer to accept is down
+
+
+class S3Client:
+    """One session and its clients; after `renew` another one, with credentials read anew."""
+
+    def __init__(self, settings: OriginConfig) -> None:
+        self._settings = settings
+        self._lock = asyncio.Lock()
+        self._session: AioSession | None = None
+        self._files: Any = None
+        self._clients: dict[str, Any] = {}
+        self._retired: list[Any] = []
+        self._addresses: dict[str, BucketAddress] = {}
+
+    async def of(self, bucket: str) -> Any:
+        """The aiobotocore client for a bucket (of its region). Raises OriginError."""
+        async with self._lock:
+            if bucket not in self._clients:
+                async with self.asking(f"s3://{bucket}"):
+                    await self._connect()
+                    self._clients[bucket] = await self._files.get_s3(bucket)
+            return self._clients[bucket]
+
+    async def address(self, bucket: str) -> BucketAddress:
+        """Where the bucket's objects are. Raises OriginError; BadRequest where no bucket can have this name."""
+        if bucket not in self._addresses:
+            client = await self.of(bucket)
+            async with self.asking(f"s3://{bucket}"):
+                probe = {"Bucket": bucket, "Key": PROBE_KEY}
+                url = await client.generate_presigned_url("get_object", Params=probe)
+            self._addresses[bucket] = address_of(url)
+        return self._addresses[bucket]
+
+    async def credentials(self) -> ReadOnlyCredentials | None:
+        """The credentials to sign with now, refreshed where they are about to expire; None if anonymous."""
+        if self._settings.anonymous:
+            return None
+        async with self._lock, self.asking("S3 credentials"):
+            await self._connect()
+            return await _frozen(self._session)
+
+    async def renew(self, refused: ReadOnlyCredentials | None) -> bool:
+        """Read the credentials anew because `refused` were; whether they are others now."""
+        if self._settings.anonymous:
+            return False
+        async with self._lock, self.asking("S3 credentials"):
+            await self._connect()
+            if await _frozen(self._session) != refused:
+                return True
+            if await _frozen(self._new_session()) == refused:
+                return False
+            await self._retire()
+            return True
+
+    async def close(self) -> None:
+        """Close the connections; the client may be used again."""
+        async with self._lock:
+            await self._retire()
+            await self._retire()
+
+    @contextlib.asynccontextmanager
+    async def asking(self, where: str) -> AsyncIterator[None]:
+        """Bound one question to S3 by the deadline, and translate what goes wrong."""
+        with translated(where):
+            async with asyncio.timeout(self._settings.deadline):
+                yield
+
+    async def _connect(self) -> None:
+        if self._files is not None:
+            return
+        session = self._new_session()
+        files = s3fs.S3FileSystem(
+            session=session,
+            anon=self._settings.anonymous,
+            endpoint_url=self._settings.endpoint_url,
+            cache_regions=True,
+            client_kwargs=_client_settings(self._settings),
+            config_kwargs=_sdk_settings(self._settings),
+            asynchronous=True,
+            skip_instance_cache=True,
+            use_listings_cache=False,
+        )
+        self._clients[""] = await files.set_session()
+        self._files, self._session = files, session
+
+    async def _retire(self) -> None:
+        """Let go of the session. Its clients may still be listing: they are closed by the next call."""
+        old, self._retired = self._retired, list({id(one): one for one in self._clients.values()}.values())
+        self._clients.clear()
+        self._addresses.clear()
+        self._files = self._session = None
+        for client in old:
+            await client.close()
+
+    def _new_session(self) -> AioSession:
+        return AioSession(profile=self._settings.profile)
+
+
+def _client_settings(settings: OriginConfig) -> dict[str, Any]:
+    chosen: dict[str, Any] = {} if settings.verify_tls else {"verify": False}
+    if settings.region is not None:
+        chosen["region_name"] = settings.region
+    return chosen
+
+
+def _sdk_settings(settings: OriginConfig) -> dict[str, Any]:
+    path_style = settings.endpoint_url is not None if settings.path_style is None else settings.path_style
+    return {
+        "signature_version": "s3v4",
+        "s3": {"addressing_style": "path" if path_style else "auto"},
+        "connect_timeout": min(_CONNECT_TIMEOUT, settings.deadline),
+        "read_timeout": settings.deadline,
+        "max_pool_connections": settings.max_connections,
+        "retries": {"mode": "standard", "total_max_attempts": 3},
+    }
+
+
+async def _frozen(session: AioSession | None) -> ReadOnlyCredentials:
+    found = await session.get_credentials() if session is not None else None
+    if found is None:
+        raise boto.NoCredentialsError
+    return await found.get_frozen_credentials()
+
+
+@contextlib.contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn what botocore raises into agent.errors; `where` names the bucket or object in messages."""
+    try:
+        yield
+    except boto.ClientError as error:
+        raise _of_response(where, error) from error
+    except boto.NoCredentialsError as error:
+        raise AccessDenied(f"{where}: {NO_CREDENTIALS}") from error
+    except boto.ParamValidationError as error:
+        raise BadRequest(f"{where}: S3 allows no such bucket name or key") from error
+    except (boto.HTTPClientError, boto.ConnectionError, TimeoutError, OSError) as error:
+        raise OriginUnavailable(f"{where}: the S3 endpoint does not answer ({_kind(error)})") from error
+    except boto.ResponseParserError as error:
+        raise OriginMisbehaved(f"{where}: the endpoint's answer is not S3's") from error
+    except boto.BotoCoreError as error:
+        raise AccessDenied(f"{where}: {_one_line(error)}; {NO_CREDENTIALS}") from error
+
+
+def _of_response(where: str, error: boto.ClientError) -> OriginError:
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code = str(error.response.get("Error", {}).get("Code", "")) or str(status)
+    if code == "NoSuchBucket":
+        return ObjectMissing(f"{where}: there is no such bucket; check its name and endpoint_url")
+    if status == 404:
+        return ObjectMissing(f"{where}: there is no such object")
+    if status in (401, 403) or code in _DENIED_CODES:
+        return AccessDenied(
+            f"{where}: access denied ({code}); check the credentials, and that they may list and read this bucket"
+        )
+    if status == 301 or code in _ELSEWHERE_CODES:
+        return OriginError(f"{where}: the bucket is in another region ({code}); set region for this origin")
+    if status in (408, 429) or status >= 500 or code in _BUSY_CODES:
+        return OriginUnavailable(f"{where}: S3 cannot answer now ({status} {code})")
+    return OriginMisbehaved(f"{where}: S3 refused the request ({status} {code})")
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,141 @@
+"""The types of the agent's settings: what is written in the file, and what is refused with which advice.
+
+Each type carries a `Unit`, the word by which the settings table says how a value is written. The models
+in `agent/config.py` are made of these.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
+
+from agent.units import parse_duration, parse_size
+
+MIB = 1 << 20
+SOCKET_PATH_MAX = 107  # sockaddr_un.sun_path less its NUL, unix(7)
+CREDENTIALS_REMEDY = (
+    "credentials come from the environment, the SDK's own files or a web identity, never from here"
+)
+
+
+class Unit:
+    """Marks a type for the settings table: what is written, and how a default is shown."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def _in_file(info: ValidationInfo) -> bool:
+    return bool(info.context)
+
+
+def _size(value: object, info: ValidationInfo) -> object:
+    return parse_size(value) if _in_file(info) or isinstance(value, str) else value
+
+
+def _duration(value: object, info: ValidationInfo) -> object:
+    return parse_duration(value) if _in_file(info) or isinstance(value, str) else value
+
+
+def _path(value: object) -> object:
+    return Path(value) if isinstance(value, str) and value else value
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ValueError(f"{value} is not an absolute path: begin it with /")
+    if "\0" in str(value):
+        raise ValueError("a path has no NUL byte")
+    return value
+
+
+def _socket_path(value: Path) -> Path:
+    if len(str(value).encode()) > SOCKET_PATH_MAX:
+        raise ValueError(f"a socket's path has at most {SOCKET_PATH_MAX} bytes: choose a shorter one")
+    return value
+
+
+def split_listen(value: str) -> tuple[str, int]:
+    """Host and port of "127.0.0.1:9464" or "[::1]:9464". Raises ValueError with the right form."""
+    host, colon, port = value.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not (colon and host and re.fullmatch("[0-9]{1,5}", port, re.ASCII) and int(port) < 1 << 16):
+        raise ValueError('an address is a host and a port, like "127.0.0.1:9464"')
+    return host, int(port)
+
+
+def _listen(value: str) -> str:
+    split_listen(value)
+    return value
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError("must be longer than nothing")
+    return value
+
+
+def chunk_size(value: int) -> int:
+    """A power of two between 1 MiB and 256 MiB."""
+    if not MIB <= value <= 256 * MIB or value & (value - 1):
+        raise ValueError('must be a power of two from "1MiB" to "256MiB"')
+    return value
+
+
+def at_least_mib(value: int) -> int:
+    """A budget of bytes."""
+    if value < MIB:
+        raise ValueError('must be "1MiB" or more')
+    return value
+
+
+def directories(value: list[Path]) -> list[Path]:
+    """The store's directories: one at least, none inside another."""
+    if not value:
+        raise ValueError('name one directory at least, like ["/var/lib/headrace"]')
+    for number, path in enumerate(value):
+        for other in value[:number]:
+            if path.is_relative_to(other) or other.is_relative_to(path):
+                raise ValueError(f"{path} and {other} lie in one another: give each disk its own directory")
+    return value
+
+
+def endpoint_url(value: str) -> str:
+    """An HTTP endpoint, with no credential in it."""
+    form = 'must be a URL like "http://127.0.0.1:8333"'
+    try:
+        parts = urlsplit(value)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        raise ValueError(form) from None
+    if not usable:
+        raise ValueError(form)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError(f"{form}, with no user, query or fragment; {CREDENTIALS_REMEDY}")
+    return value
+
+
+def origin_prefix(value: str) -> str:
+    """A prefix of URIs that names an origin."""
+    if "://" not in value:
+        raise ValueError('an origin is named by a prefix with "://", as in [origin."s3://"]')
+    if "@" in value.partition("://")[2].partition("/")[0]:
+        raise ValueError(f"leave the user out of the prefix; {CREDENTIALS_REMEDY}")
+    return value
+
+
+CREDENTIALS_REMEDY = (
+    "credentials come from the environment, the SDK's own files or a web identity, never from here"
+)
+
+Size = Annotated[int, BeforeValidator(_size), Unit("size")]
+Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive), Unit("duration")]
+AbsolutePath = Annotated[Path, BeforeValidator(_path), AfterValidator(_absolute), Unit("path")]
+SocketPath = Annotated[AbsolutePath, AfterValidator(_socket_path), Unit("path")]
+Listen = Annotated[str, AfterValidator(_listen), Unit("host:port")]
+Name = Annotated[str, Field(min_length=1), Unit("text")]
+Flag = Annotated[bool, Unit("true or false")]

@@ -1,0 +1,268 @@
+"""Receiver threads: ranged GETs from S3 and HTTP origins straight into the store.
+
+A bounded pool of threads, each with one reused buffer, and a pool of idle kept-alive connections per
+endpoint. The loop hands a `RangedGet` and a sink to `receive` and awaits the end; whatever cuts that wait
+short (a deadline, the last reader leaving) aborts the connection and waits until the thread has let go of
+the sink, so that nobody writes into a landing that its owner has given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import threading
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+
+from agent.clock import Clock
+from agent.content import Extent
+from agent.errors import (
+    AccessDenied,
+    ObjectMissing,
+    OriginError,
+    OriginMisbehaved,
+    OriginUnavailable,
+    VersionChanged,
+)
+from agent.source import Sink
+from agent.transfer.connection import PIECE, Connection, ResponseHead
+from agent.transfer.request import Endpoint, RangedGet, Redirected
+
+IDLE_SECONDS = 20.0  # below the 60 s and more after which the usual servers close an idle connection
+IDLE_PER_ENDPOINT = 32
+RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
+
+
+class Engine:
+    """The node's receiving end for S3 and HTTP. Made and used on one loop."""
+
+    def __init__(self, threads: int, clock: Clock) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="receive")
+        self._local = threading.local()
+        self._idle: dict[tuple[Endpoint, bool], list[tuple[float, Connection]]] = defaultdict(list)
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._contexts: dict[bool, ssl.SSLContext] = {}
+
+    async def receive(self, get: RangedGet, sink: Sink) -> None:
+        """Send the GET and write its bytes into the sink. Raises OriginError and what the sink raises.
+
+        When it ends, in whatever way, no thread touches the sink any more.
+        """
+        transfer = _Transfer()
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._run, get, sink, transfer)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            transfer.abort()
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()
+            raise
+
+    async def close(self) -> None:
+        """End the threads and close every connection; transfers under way must have been cancelled."""
+        await asyncio.to_thread(self._pool.shutdown)
+        with self._lock:
+            idle = [connection for entries in self._idle.values() for _, connection in entries]
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
+    def _run(self, get: RangedGet, sink: Sink, transfer: _Transfer) -> None:
+        try:
+            self._exchange(get, sink, transfer)
+        except ssl.SSLCertVerificationError as error:
+            message = f"{get.name}: the origin's certificate is not trusted ({error.verify_message})"
+            raise OriginUnavailable(message) from error
+        except OSError as error:
+            raise OriginUnavailable(f"{get.name}: {error.strerror or error}") from error
+        except OriginUnavailable as error:
+            error.args = (f"{get.name}: {error}",)
+            raise
+
+    def _exchange(self, get: RangedGet, sink: Sink, transfer: _Transfer) -> None:
+        connection, head = self._answered(get, transfer)
+        kept = False
+        try:
+            _check_head(get, head, connection)
+            self._take_body(get, sink, connection, head)
+            kept = head.keep_alive and not head.chunked
+        finally:
+            transfer.forget()
+            if kept:
+                self._keep(connection, get)
+            else:
+                connection.close()
+
+    def _answered(self, get: RangedGet, transfer: _Transfer) -> tuple[Connection, ResponseHead]:
+        """A connection on which the head has been read; one retry where a kept one had been closed."""
+        connection = self._take_idle(get)
+        if connection is not None:
+            try:
+                return connection, _ask(connection, get, transfer)
+            except OSError:
+                connection.close()
+                transfer.check()
+            except BaseException:
+                connection.close()
+                raise
+        connection = Connection(get.endpoint, self._context(get), get.stall_timeout)
+        try:
+            return connection, _ask(connection, get, transfer)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _take_body(self, get: RangedGet, sink: Sink, connection: Connection, head: ResponseHead) -> None:
+        length = get.extent.length
+        if head.chunked:
+            pieces = connection.chunked_body(length)
+        else:
+            pieces = connection.body(length, self._buffer())
+        for piece in pieces:
+            sink.write(piece)
+
+    def _buffer(self) -> memoryview:
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = memoryview(bytearray(PIECE))
+        buffer: memoryview = self._local.buffer
+        return buffer
+
+    def _context(self, get: RangedGet) -> ssl.SSLContext | None:
+        if get.endpoint.scheme != "https":
+            return None
+        with self._lock:
+            if get.verify_tls not in self._contexts:
+                context = ssl.create_default_context()
+                if not get.verify_tls:
+                    context.check_hostname = False
+                    context.verify_mode = ssl.CERT_NONE
+                self._contexts[get.verify_tls] = context
+            return self._contexts[get.verify_tls]
+
+    def _take_idle(self, get: RangedGet) -> Connection | None:
+        oldest = self._clock.monotonic() - IDLE_SECONDS
+        with self._lock:
+            entries = self._idle[get.endpoint, get.verify_tls]
+            stale = [connection for since, connection in entries if since < oldest]
+            entries[:] = [entry for entry in entries if entry[0] >= oldest]
+            taken = entries.pop()[1] if entries else None
+        for connection in stale:
+            connection.close()
+        if taken is not None:
+            taken.set_stall_timeout(get.stall_timeout)
+        return taken
+
+    def _keep(self, connection: Connection, get: RangedGet) -> None:
+        with self._lock:
+            entries = self._idle[get.endpoint, get.verify_tls]
+            if len(entries) < IDLE_PER_ENDPOINT:
+                entries.append((self._clock.monotonic(), connection))
+                return
+        connection.close()
+
+
+class _Transfer:
+    """What is needed to abort one transfer from the loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._aborted = False
+
+    def use(self, connection: Connection) -> None:
+        with self._lock:
+            self._connection = connection
+            self._raise_if_aborted()
+
+    def check(self) -> None:
+        with self._lock:
+            self._raise_if_aborted()
+
+    def forget(self) -> None:
+        with self._lock:
+            self._connection = None
+
+    def abort(self) -> None:
+        with self._lock:
+            self._aborted = True
+            if self._connection is not None:
+                self._connection.abort()
+
+    def _raise_if_aborted(self) -> None:
+        if self._aborted:
+            raise OriginUnavailable("the transfer was given up")
+
+
+def _ask(connection: Connection, get: RangedGet, transfer: _Transfer) -> ResponseHead:
+    transfer.use(connection)
+    connection.send("GET", get.target, get.headers)
+    return connection.read_head()
+
+
+def _check_head(get: RangedGet, head: ResponseHead, connection: Connection) -> None:
+    """Raise unless the answer is the asked range of the asked version (RFC 9110, 14.4 and 15.3.7)."""
+    if head.status not in (200, 206):
+        raise _status_error(get, head, connection)
+    get.check(head.headers)
+    if head.headers.get("content-encoding", "identity") != "identity":
+        raise OriginMisbehaved("the origin encodes the bytes although it was asked not to")
+    if head.status == 206:
+        _check_content_range(head.headers, get.extent, get.size)
+    elif get.extent != Extent(0, get.size):
+        raise OriginMisbehaved("the origin ignores Range and answers with the whole object")
+    if not head.chunked and head.headers.get("content-length") != str(get.extent.length):
+        said = head.headers.get("content-length", "no length")
+        raise OriginMisbehaved(f"the origin answers {said} where {get.extent.length} bytes were asked for")
+
+
+def _check_content_range(headers: Mapping[str, str], extent: Extent, size: int) -> None:
+    said = headers.get("content-range", "")
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said)
+    if match is None:
+        raise OriginMisbehaved(f"the origin answers 206 with Content-Range {said!r}")
+    if match[3] not in ("*", str(size)):
+        raise VersionChanged(f"the object has {match[3]} bytes now, it had {size}")
+    if (int(match[1]), int(match[2])) != (extent.offset, extent.end - 1):
+        raise OriginMisbehaved(f"the origin answers {said!r} where {extent.offset}-{extent.end - 1} was asked for")
+
+
+def _status_error(get: RangedGet, head: ResponseHead, connection: Connection) -> OriginError:
+    status = head.status
+    if status in (301, 302, 303, 307, 308) and "location" in head.headers:
+        return Redirected(head.headers["location"])
+    detail = _error_code(connection.peek_error())
+    if status == 412:
+        return VersionChanged(f"{get.name} has changed at the origin")
+    if status in (404, 410):
+        return ObjectMissing(f"{get.name} is no longer at the origin {detail}".rstrip())
+    if status in (401, 403) or "ExpiredToken" in detail:
+        return AccessDenied(f"the origin refuses {get.name} ({status} {detail}); check the agent's credentials")
+    if status in RETRYABLE:
+        retry_after = _retry_after(head.headers.get("retry-after"))
+        return OriginUnavailable(f"the origin answers {status} {detail}".rstrip(), retry_after)
+    return OriginMisbehaved(f"the origin answers {status} {detail} to a ranged GET".replace("  ", " "))
+
+
+def _error_code(body: bytes) -> str:
+    """The error code of an S3 error document (Amazon S3 API, Error Responses), or nothing."""
+    match = re.search(rb"<Code>([A-Za-z0-9.]{1,64})</Code>", body)
+    return match[1].decode() if match else ""
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header (RFC 9110, 10.2.3), in its delay form; a date counts as one second."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\d{1,9}", value.strip()):
+        return float(value)
+    try:
+        parsedate_to_datetime(value)
+    except (TypeError, ValueError):
+        return None
+    return 1.0
+

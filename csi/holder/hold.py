@@ -1,0 +1,160 @@
+"""`headrace-csi hold`: prepare socket and directories, then run the holder until it is told to stop."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import pwd
+import resource
+import signal
+import socket
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from csi.holder import stale
+from csi.holder.inflight import InFlightTable
+from csi.holder.mounts import Mounts
+from csi.holder.operations import Operations
+from csi.holder.server import Server
+from csi.holder.targets import Targets
+
+_log = logging.getLogger("headrace.holder")
+
+
+class CannotHold(Exception):
+    """The machine or the arguments do not allow a holder: one line that says what to do."""
+
+
+def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build: str) -> None:
+    """Run the holder; returns after SIGTERM or SIGINT, with everything unmounted. Raises CannotHold."""
+    uid, gid = _agent_ids(agent_user)
+    devices = frozenset(_device(store) for store in stores)
+    _allow_descriptors()
+    # Probes of stale mounts are never waited for (stale.py).
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        directory = _make_directories(os.path.realpath(os.path.dirname(socket_path) or "."), gid)
+        with _alone(socket_path), _stop_signal() as wake:
+            stale.clean(directory)
+            mounts = Mounts(directory, devices)
+            operations = Operations(mounts, Targets(mounts), InFlightTable.create(), build)
+            with _listening(socket_path, gid) as listener:
+                _serve(listener, operations, frozenset({0, uid}), wake, socket_path)
+    except OSError as error:
+        where = error.filename or socket_path
+        raise CannotHold(f"{where}: {error.strerror}") from error
+
+
+def _serve(
+    listener: socket.socket, operations: Operations, users: frozenset[int], wake: socket.socket, path: str
+) -> None:
+    server = Server(listener, operations, users, wake)
+    _log.info("ready at %s", path)
+    try:
+        server.run()
+    finally:
+        operations.close()
+        server.close()
+
+
+def _agent_ids(agent_user: str | None) -> tuple[int, int]:
+    if agent_user is None:
+        return 0, 0
+    try:
+        entry = pwd.getpwnam(agent_user)
+    except KeyError:
+        raise CannotHold(
+            f"--agent-user: there is no user {agent_user!r}; add it with `useradd --system`"
+        ) from None
+    return entry.pw_uid, entry.pw_gid
+
+
+def _device(store: str) -> tuple[int, int]:
+    try:
+        status = os.stat(store)
+    except OSError as error:
+        raise CannotHold(f"--store: {store}: {error.strerror}; make the directory first") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise CannotHold(f"--store: {store} is not a directory")
+    return os.major(status.st_dev), os.minor(status.st_dev)
+
+
+def _allow_descriptors() -> None:
+    """Each mount keeps one; a launcher's low default should not limit them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _make_directories(directory: str, gid: int) -> str:
+    """The socket's directory, where missing, and `mounts` in it, which must be root's alone.
+
+    The agent makes its admin socket in the same directory: it may write there, but the sticky bit keeps it
+    from renaming or removing what is root's.
+    """
+    if not os.path.isdir(directory):
+        os.makedirs(directory, 0o755)
+        os.chown(directory, 0, gid)
+        os.chmod(directory, 0o1775)
+    mounts = os.path.join(directory, "mounts")
+    with suppress(FileExistsError):
+        os.mkdir(mounts, 0o700)
+    status = os.lstat(mounts)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+        raise CannotHold(f"{mounts}: must be a directory of root, mode 0700; remove it")
+    return mounts
+
+
+@contextmanager
+def _alone(socket_path: str) -> Iterator[None]:
+    """One holder a socket: the lock ends with the process, the file stays."""
+    path = f"{socket_path}.lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotHold(f"{socket_path}: another holder runs there; stop it first") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _listening(path: str, gid: int) -> Iterator[socket.socket]:
+    """The socket, closed to others from its first moment on; a killed holder's is replaced."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise CannotHold(f"{path}: is there and no socket; remove it or choose another --holder-socket")
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    with listener:
+        before = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(before)
+        os.chown(path, 0, gid)
+        os.chmod(path, 0o660)
+        listener.listen(16)
+        try:
+            yield listener
+        finally:
+            os.unlink(path)
+
+
+@contextmanager
+def _stop_signal() -> Iterator[socket.socket]:
+    """A socket that becomes readable at SIGTERM and SIGINT."""
+    reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        with suppress(BlockingIOError):
+            writing.send(b"s")
+
+    with reading, writing:
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        yield reading

@@ -1,0 +1,153 @@
+"""The mounts that the holder keeps: descriptors, records and backing ids."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from csi.holder import kernel, stale
+from csi.holder.mountinfo import FSTYPE, mount_entries
+from csi.holder.protocol import Message, Refused
+
+MAX_READ = 1 << 20  # bytes of one READ; 1 MiB is the most that the kernel asks for
+_OPTIONS = f"rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_READ}"
+_FLAGS = kernel.MS_RDONLY | kernel.MS_NOSUID | kernel.MS_NODEV
+# What BACKING_OPEN says where passthrough is not to be had: not agreed in INIT, unknown to the kernel, or
+# the file system below is stacked too deep itself.
+_NO_PASSTHROUGH = (errno.EPERM, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.ELOOP)
+
+_log = logging.getLogger("headrace.holder")
+
+
+@dataclass
+class Mount:
+    """One mount: `number` is its name in the in-flight table, `device` its "major:minor" in mountinfo."""
+
+    name: str
+    number: int
+    descriptor: int
+    directory: str
+    device: str
+    record: Message
+    backing: dict[int, int] = field(default_factory=dict)
+
+
+class Mounts:
+    """All mounts of this holder, below one directory of its own."""
+
+    def __init__(self, directory: str, devices: frozenset[tuple[int, int]]) -> None:
+        """`devices` are those of the store: only files on them may back a passthrough open."""
+        self.directory = directory
+        self._devices = devices
+        self._mounts: dict[str, Mount] = {}
+        self._numbers = 0
+
+    def __iter__(self) -> Iterator[Mount]:
+        return iter(list(self._mounts.values()))
+
+    def __len__(self) -> int:
+        return len(self._mounts)
+
+    def get(self, name: str) -> Mount:
+        """The mount of that name. Raises Refused `no-mount`."""
+        try:
+            return self._mounts[name]
+        except KeyError:
+            raise Refused("no-mount", f"there is no mount {name}") from None
+
+    def add(self, name: str, record: Message) -> Mount:
+        """Mount a new file system. Raises Refused `exists`, OSError."""
+        if name in self._mounts:
+            raise Refused("exists", f"there is a mount {name} already")
+        directory = self._free_directory(name)
+        os.mkdir(directory, 0o700)
+        try:
+            descriptor = _mount_at(directory)
+        except OSError:
+            os.rmdir(directory)
+            raise
+        self._numbers += 1
+        mount = Mount(name, self._numbers, descriptor, directory, _device_at(directory), record)
+        self._mounts[name] = mount
+        _log.info("mounted %s (device %s)", name, mount.device)
+        return mount
+
+    def _free_directory(self, name: str) -> str:
+        directory = os.path.join(self.directory, name)
+        if name in os.listdir(self.directory):
+            mounted = directory in {entry.point for entry in mount_entries()}
+            if mounted and not stale.is_dead(directory):
+                raise Refused("exists", f"a mount {name} of an earlier holder is still served")
+            stale.remove(directory, mounted=mounted)
+        return directory
+
+    def read_ahead(self, mount: Mount, kib: int) -> None:
+        """Let the kernel read that far ahead (FINDINGS: 128 KiB unless told). Raises OSError."""
+        with open(f"/sys/class/bdi/{mount.device}/read_ahead_kb", "w", encoding="ascii") as setting:
+            setting.write(str(kib))
+
+    def open_backing(self, mount: Mount, nodeid: int, file: int) -> int:
+        """The backing id of a nodeid; one id as long as it is not closed, whatever file is given again.
+
+        Raises Refused `bad-file` and `unsupported`, OSError.
+        """
+        self._check_backing(file)
+        known = mount.backing.get(nodeid)
+        if known is not None:
+            return known
+        try:
+            backing = kernel.backing_open(mount.descriptor, file)
+        except OSError as error:
+            if error.errno in _NO_PASSTHROUGH:
+                raise Refused("unsupported", f"no passthrough here: {error.strerror}") from error
+            raise
+        mount.backing[nodeid] = backing
+        return backing
+
+    def _check_backing(self, file: int) -> None:
+        status = kernel.status(file)
+        if not stat.S_ISREG(status.mode):
+            raise Refused("bad-file", "a backing file must be a regular file")
+        flags = fcntl.fcntl(file, fcntl.F_GETFL)
+        if flags & os.O_PATH or flags & os.O_ACCMODE != os.O_RDONLY:
+            raise Refused("bad-file", "a backing file must be opened read-only")
+        if status.device not in self._devices:
+            raise Refused("bad-file", "a backing file must lie on the device of a --store directory")
+
+    def close_backing(self, mount: Mount, nodeid: int) -> None:
+        """Give the backing id of a nodeid back; nothing where it has none. Raises OSError."""
+        backing = mount.backing.pop(nodeid, None)
+        if backing is not None:
+            kernel.backing_close(mount.descriptor, backing)
+
+    def remove(self, mount: Mount) -> None:
+        """Unmount, lazily: programs that have files open keep them while the agent holds its descriptor."""
+        del self._mounts[mount.name]
+        for nodeid in list(mount.backing):
+            try:
+                self.close_backing(mount, nodeid)
+            except OSError as error:
+                _log.warning("backing id of %s, nodeid %d: %s", mount.name, nodeid, error.strerror)
+        stale.remove(mount.directory, mounted=True)
+        os.close(mount.descriptor)
+        _log.info("unmounted %s", mount.name)
+
+
+def _mount_at(directory: str) -> int:
+    descriptor = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        kernel.mount("headrace", directory, FSTYPE, _FLAGS, f"fd={descriptor},{_OPTIONS}")
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _device_at(directory: str) -> str:
+    """From mountinfo: a mount without a server must not be opened."""
+    return next(entry.device for entry in reversed(mount_entries()) if entry.point == directory)

@@ -1,0 +1,74 @@
+"""Mounts that a killed holder left behind: find out which are dead, without being caught by one that hangs.
+
+A dead FUSE mount (its last descriptor is closed) answers every request with ENOTCONN at once; one that
+somebody still holds may not answer at all. So a child asks, and is waited for by a deadline only.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import signal
+
+from csi.holder import kernel
+from csi.holder.mountinfo import mount_entries
+
+PROBE_TIMEOUT = 1.0  # seconds; a dead mount answers in microseconds
+
+_log = logging.getLogger("headrace.holder")
+
+
+def is_dead(path: str, timeout: float = PROBE_TIMEOUT) -> bool:
+    """Whether the mount at `path` has lost its last descriptor.
+
+    The child may be stuck for as long as the mount's server pleases, so nobody waits for its end: the
+    caller has SIGCHLD ignored, and the kernel reaps it.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _probe(path, writing)
+    os.close(writing)
+    try:
+        poll = select.poll()
+        poll.register(reading, select.POLLIN)
+        answered = bool(poll.poll(timeout * 1000))
+        return answered and os.read(reading, 1) == b"d"
+    finally:
+        os.close(reading)
+        os.kill(child, signal.SIGKILL)
+
+
+def _probe(path: str, writing: int) -> None:
+    """In the child: report and stay until killed, so that its pid can be no other process's."""
+    try:
+        os.statvfs(path)
+        report = b"a"
+    except OSError as error:
+        report = b"d" if error.errno == errno.ENOTCONN else b"a"
+    os.write(writing, report)
+    signal.pause()
+    os._exit(0)
+
+
+def clean(directory: str) -> None:
+    """Remove what earlier holders left dead below `directory`; leave alone what somebody still serves."""
+    points = {entry.point for entry in mount_entries() if entry.ours}
+    for name in os.listdir(directory):
+        path = os.path.join(directory, name)
+        if path in points and not is_dead(path):
+            _log.warning("the mount %s is of an earlier holder and still served; it is left alone", path)
+            continue
+        remove(path, mounted=path in points)
+
+
+def remove(path: str, *, mounted: bool) -> None:
+    """Take a mount directory away, whatever is mounted there."""
+    try:
+        if mounted:
+            kernel.unmount(path, kernel.MNT_DETACH | kernel.UMOUNT_NOFOLLOW)
+        os.rmdir(path)
+    except OSError as error:
+        _log.warning("cannot remove %s: %s", path, error.strerror)

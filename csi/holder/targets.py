@@ -1,0 +1,131 @@
+"""Binding a mount onto a pod's directory and taking it off again, by names that nobody can change in between.
+
+A target is named by its path without symbolic links. The holder opens it itself (openat2 with
+RESOLVE_NO_SYMLINKS) and compares the inode with the descriptor that serve sent: both mean the same directory,
+also where they live in different mount namespaces, whose descriptors move_mount(2) would refuse. From there
+on only descriptors are used. A target that is mounted already is never asked anything: openat2 with O_PATH
+and statx with AT_STATX_DONT_SYNC are answered by the kernel alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from csi.holder import kernel
+from csi.holder.mountinfo import MountEntry, inside_ours, mount_entries
+from csi.holder.mounts import Mount, Mounts
+from csi.holder.protocol import Message, Refused
+
+# The directory is gone, or another one is in its way: a mount point cannot go before its mount.
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+_log = logging.getLogger("headrace.holder")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """What the holder remembers of a target: its mount, and serve's note, opaque here."""
+
+    mount: str
+    note: Message
+
+
+class Targets:
+    """The targets that mounts are bound on."""
+
+    def __init__(self, mounts: Mounts) -> None:
+        self._mounts = mounts
+        self._bound: dict[str, Bound] = {}
+
+    def of(self, mount: Mount) -> list[str]:
+        """Targets where the mount is bound now; those that somebody else unmounted are forgotten."""
+        shown = {entry.point for entry in mount_entries() if entry.device == mount.device}
+        for target, bound in list(self._bound.items()):
+            if bound.mount == mount.name and target not in shown:
+                del self._bound[target]
+        return sorted(target for target, bound in self._bound.items() if bound.mount == mount.name)
+
+    def find(self, target: str) -> Bound | None:
+        """What is bound on a target now, or None."""
+        bound = self._bound.get(target)
+        if bound is None or target not in self.of(self._mounts.get(bound.mount)):
+            return None
+        return bound
+
+    def bind(self, mount: Mount, target: str, given: int, note: Message) -> bool:
+        """Bind the mount on the target; False where it was bound there already.
+
+        Raises Refused `bad-target`, and `bound` where another live mount is there; OSError.
+        """
+        with self._opened(target) as (descriptor, status, entry):
+            other = kernel.status(given)
+            if (status.device, status.inode) != (other.device, other.inode):
+                raise Refused(
+                    "bad-target", f"{target} is another directory for the holder than for its caller"
+                )
+            if entry is not None and entry.device == mount.device:
+                self._bound.setdefault(target, Bound(mount.name, note))
+                return False
+            if entry is None:
+                self._attach(mount, descriptor)
+        if entry is not None:
+            self._replace(mount, target)
+        self._bound[target] = Bound(mount.name, note)
+        _log.info("bound %s on %s", mount.name, target)
+        return True
+
+    def _replace(self, mount: Mount, target: str) -> None:
+        """Bind over what is left of a mount that this holder does not know: its server is gone."""
+        if self.find(target) is not None:
+            raise Refused("bound", f"another mount is bound on {target}")
+        self._detach(target)
+        with self._opened(target) as (descriptor, _, entry):
+            if entry is not None:
+                raise Refused("bad-target", f"{target} has several mounts on top of each other")
+            self._attach(mount, descriptor)
+
+    def _attach(self, mount: Mount, descriptor: int) -> None:
+        """The clone has the flags of the mount itself: read-only, nosuid, nodev."""
+        tree = kernel.clone_tree(mount.directory)
+        try:
+            kernel.attach_tree(tree, descriptor)
+        finally:
+            os.close(tree)
+
+    def unbind(self, target: str) -> Bound | None:
+        """Unmount the target, lazily, in whatever state it is; returns what was known of it. Raises OSError."""
+        self._detach(target)
+        return self._bound.pop(target, None)
+
+    def _detach(self, target: str) -> None:
+        try:
+            with self._opened(target) as (descriptor, _, entry):
+                if entry is not None:
+                    kernel.detach(descriptor)
+                    _log.info("unbound %s", target)
+        except OSError as error:
+            if error.errno not in _NO_DIRECTORY:
+                raise
+
+    @contextmanager
+    def _opened(self, target: str) -> Iterator[tuple[int, kernel.Status, MountEntry | None]]:
+        """The target's descriptor, its status, and the Headrace mount that is on it."""
+        entries = mount_entries()
+        around = inside_ours(target, entries)
+        if around is not None or f"{target}/".startswith(f"{self._mounts.directory}/"):
+            raise Refused(
+                "bad-target", f"{target} lies inside a Headrace mount or the holder's own directory"
+            )
+        descriptor = kernel.open_directory(target)
+        try:
+            status = kernel.status(descriptor)
+            entry = next((entry for entry in entries if entry.mount_id == status.mount_id), None)
+            on_it = entry if entry is not None and entry.ours and status.mount_root else None
+            yield descriptor, status, on_it
+        finally:
+            os.close(descriptor)
