@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from agent.errors import HeadraceError
 from agent.mount import abi
@@ -195,7 +195,7 @@ def _name(buf: Buffer, header: Header, start: int) -> bytes:
 
 
 def reply_header(unique: int, error: int = 0, length: int = 0) -> bytes:
-    """`fuse_out_header` before `length` bytes of payload; `error` is a positive errno, then with no payload."""
+    """`fuse_out_header` before `length` bytes of payload; `error` is a positive errno, with no payload."""
     return abi.OUT_HEADER.packed.pack(REPLY_HEADER_SIZE + length, -error, unique)
 
 
@@ -277,14 +277,22 @@ def _notify(code: NotifyCode, body: bytes) -> bytes:
 
 
 class Dirent(NamedTuple):
-    """A name in a directory: what it stands for (`ino` of `stat`, never 0) and its type (S_IFMT bits >> 12)."""
+    """A name in a directory: what it stands for (`ino` of `stat`, never 0) and its type (S_IFMT >> 12)."""
 
     ino: int
     kind: int
     name: bytes
 
 
-def pack_dirents(entries: Sequence[Dirent], offset: int, size: int) -> bytearray:
+class Dirents(Protocol):
+    """A directory's names in an order that never changes, `.` and `..` among them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Dirent: ...
+
+
+def pack_dirents(entries: Dirents, offset: int, size: int) -> bytearray:
     """READDIR: as many of `entries[offset:]` as fit into `size` bytes; the cookie of entry i is i + 1.
 
     Empty at the end of the directory (the kernel asks with a page at least, so one name always fits).
@@ -299,7 +307,7 @@ def pack_dirents(entries: Sequence[Dirent], offset: int, size: int) -> bytearray
 
 
 def pack_direntplus(
-    entries: Sequence[Dirent], offset: int, size: int, entry_of: Callable[[Dirent], bytes]
+    entries: Dirents, offset: int, size: int, entry_of: Callable[[Dirent], bytes]
 ) -> bytearray:
     """READDIRPLUS: like READDIR with a `fuse_entry_out` before each name.
 
