@@ -63,34 +63,32 @@ class Targets:
         Raises Refused `bad-target`, and `bound` where another live mount is there; OSError.
         """
         with self._opened(target) as (descriptor, status, entry):
-            other = kernel.status(given)
-            if (status.device, status.inode) != (other.device, other.inode):
-                raise Refused(
-                    "bad-target", f"{target} is another directory for the holder than for its caller"
-                )
             if entry is not None and entry.device == mount.device:
                 self._bound.setdefault(target, Bound(mount.name, note))
                 return False
+            meant = _same(status, given)
             if entry is None:
-                self._attach(mount, descriptor)
+                self._attach(mount, descriptor, target, meant)
         if entry is not None:
-            self._replace(mount, target)
+            self._replace(mount, target, given, meant)
         self._bound[target] = Bound(mount.name, note)
         _log.info("bound %s on %s", mount.name, target)
         return True
 
-    def _replace(self, mount: Mount, target: str) -> None:
-        """Bind over what is left of a mount that this holder does not know: its server is gone."""
+    def _replace(self, mount: Mount, target: str, given: int, meant: bool) -> None:
+        """Bind in place of a mount that this holder does not know: its server is gone."""
         if self.find(target) is not None:
             raise Refused("bound", f"another mount is bound on {target}")
         self._detach(target)
-        with self._opened(target) as (descriptor, _, entry):
+        with self._opened(target) as (descriptor, status, entry):
             if entry is not None:
                 raise Refused("bad-target", f"{target} has several mounts on top of each other")
-            self._attach(mount, descriptor)
+            self._attach(mount, descriptor, target, meant or _same(status, given))
 
-    def _attach(self, mount: Mount, descriptor: int) -> None:
+    def _attach(self, mount: Mount, descriptor: int, target: str, meant: bool) -> None:
         """The clone has the flags of the mount itself: read-only, nosuid, nodev."""
+        if not meant:
+            raise Refused("bad-target", f"{target} is another directory for the holder than for its caller")
         tree = kernel.clone_tree(mount.directory)
         try:
             kernel.attach_tree(tree, descriptor)
@@ -98,7 +96,7 @@ class Targets:
             os.close(tree)
 
     def unbind(self, target: str) -> Bound | None:
-        """Unmount the target, lazily, in whatever state it is; returns what was known of it. Raises OSError."""
+        """Unmount the target, lazily, in whatever state; returns what was known of it. Raises OSError."""
         self._detach(target)
         return self._bound.pop(target, None)
 
@@ -129,3 +127,8 @@ class Targets:
             yield descriptor, status, on_it
         finally:
             os.close(descriptor)
+
+
+def _same(status: kernel.Status, given: int) -> bool:
+    other = kernel.status(given)
+    return (status.device, status.inode) == (other.device, other.inode)
