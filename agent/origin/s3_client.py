@@ -16,6 +16,7 @@ import s3fs  # type: ignore[import-untyped]
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from botocore import exceptions as boto  # type: ignore[import-untyped]
 from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-untyped]
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from agent.config import OriginConfig
 from agent.errors import (
@@ -65,7 +66,7 @@ class S3Client:
             return self._clients[bucket]
 
     async def address(self, bucket: str) -> BucketAddress:
-        """Where the bucket's objects are. Raises OriginError; BadRequest where no bucket can have this name."""
+        """Where the bucket's objects are. Raises OriginError; BadRequest for an impossible name."""
         if bucket not in self._addresses:
             client = await self.of(bucket)
             async with self.asking(f"s3://{bucket}"):
@@ -147,10 +148,12 @@ def _client_settings(settings: OriginConfig) -> dict[str, Any]:
 
 
 def _sdk_settings(settings: OriginConfig) -> dict[str, Any]:
+    # "virtual" falls back to path style for names that no host can have or no certificate covers; "auto"
+    # presigns for the global endpoint, which answers for most regions with a redirect.
     path_style = settings.endpoint_url is not None if settings.path_style is None else settings.path_style
     return {
         "signature_version": "s3v4",
-        "s3": {"addressing_style": "path" if path_style else "auto"},
+        "s3": {"addressing_style": "path" if path_style else "virtual"},
         "connect_timeout": min(_CONNECT_TIMEOUT, settings.deadline),
         "read_timeout": settings.deadline,
         "max_pool_connections": settings.max_connections,
@@ -178,7 +181,7 @@ def translated(where: str) -> Iterator[None]:
         raise BadRequest(f"{where}: S3 allows no such bucket name or key") from error
     except (boto.HTTPClientError, boto.ConnectionError, TimeoutError, OSError) as error:
         raise OriginUnavailable(f"{where}: the S3 endpoint does not answer ({_kind(error)})") from error
-    except boto.ResponseParserError as error:
+    except ResponseParserError as error:
         raise OriginMisbehaved(f"{where}: the endpoint's answer is not S3's") from error
     except boto.BotoCoreError as error:
         raise AccessDenied(f"{where}: {_one_line(error)}; {NO_CREDENTIALS}") from error
@@ -193,7 +196,7 @@ def _of_response(where: str, error: boto.ClientError) -> OriginError:
         return ObjectMissing(f"{where}: there is no such object")
     if status in (401, 403) or code in _DENIED_CODES:
         return AccessDenied(
-            f"{where}: access denied ({code}); check the credentials, and that they may list and read this bucket"
+            f"{where}: access denied ({code}); check the credentials and their right to list and read here"
         )
     if status == 301 or code in _ELSEWHERE_CODES:
         return OriginError(f"{where}: the bucket is in another region ({code}); set region for this origin")
