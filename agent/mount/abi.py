@@ -335,7 +335,7 @@ SINCE: Final[Mapping[str, int]] = {
     "fuse_init_out.flags2": 36,
     "FUSE_TMPFILE": 37,
     "FOPEN_PARALLEL_DIRECT_WRITES": 38,
-    "FUSE_CREATE_SUPP_GROUP": 38,
+    "FUSE_CREATE_SUPP_GROUP": 39,  # some headers of 7.38 lack it
     "FUSE_HAS_EXPIRE_ONLY": 38,
     "fuse_in_header.total_extlen": 38,
     "fuse_in_header.padding": 38,
