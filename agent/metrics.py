@@ -48,14 +48,14 @@ class Metrics:
         self._declare_fills()
         self._declare_state()
         self._declare_mounts()
-        info = Info("headrace_build", "Which build of Headrace this is.", registry=self.registry)
-        info.info({"version": build or build_version()})
-        self._note("headrace_build_info", "gauge", {"version": ()}, "Which build of Headrace this is.")
+        text = "Which build of Headrace this is; always 1."
+        self._note("headrace_build_info", "gauge", {"version": ()}, text)
+        Info("headrace_build", text, registry=self.registry).info({"version": build or build_version()})
 
     def _declare_reads(self) -> None:
         read_bytes = self._counter(
             "headrace_read_bytes_total",
-            "Bytes answered to readers through the mounts: `origin` while they arrived, `store` when present.",
+            "Bytes answered to readers of the mounts: `origin` while they arrived, `store` when present.",
             {"source": ("origin", "store")},
         )
         self.read_bytes_origin = read_bytes.labels("origin")
@@ -183,7 +183,7 @@ def _sample_name(name: str, labels: Mapping[str, str]) -> str:
 def metrics_table() -> str:
     """The README's table of all metrics, in Markdown, with a last line break."""
     lines = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
-    for metric in sorted(Metrics("").declared, key=lambda metric: metric.name):
+    for metric in sorted(Metrics("any").declared, key=lambda metric: metric.name):
         labels = ", ".join(_label(name, values) for name, values in metric.labels.items())
         lines.append(f"| `{metric.name}` | {metric.kind} | {labels} | {metric.help} |")
     return "\n".join(lines) + "\n"
