@@ -130,7 +130,9 @@ class Index:
 
     def totals(self) -> Totals:
         with self._errors():
-            objects, size = self._db.execute("SELECT COUNT(*), COALESCE(SUM(present), 0) FROM objects").fetchone()
+            objects, size = self._db.execute(
+                "SELECT COUNT(*), COALESCE(SUM(present), 0) FROM objects"
+            ).fetchone()
             (chunks,) = self._db.execute("SELECT COUNT(*) FROM chunks").fetchone()
         return Totals(objects, chunks, size)
 

@@ -26,7 +26,9 @@ from agent.clock import Clock
 from agent.content import Dataset, ObjectRef
 from agent.errors import ConfigError, StoreFailed, StoreFull
 
-IDLE_OBJECTS = 256  # objects kept open although nobody uses them: a file that is opened again needs no look-up
+IDLE_OBJECTS = (
+    256  # objects kept open although nobody uses them: a file that is opened again needs no look-up
+)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -61,7 +63,9 @@ class Directory:
 class Store:
     """All store directories of the node. Made by `Store.open`, used from one loop."""
 
-    def __init__(self, directories: list[Directory], chunk_size: int, clock: Clock, index_thread: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, directories: list[Directory], chunk_size: int, clock: Clock, index_thread: ThreadPoolExecutor
+    ) -> None:
         self.directories = directories
         self._chunk_size = chunk_size
         self._clock = clock
@@ -108,14 +112,18 @@ class Store:
                 task = self._opening[ref.key] = asyncio.create_task(self._load(ref))
                 task.add_done_callback(lambda _: self._opening.pop(ref.key, None))
             cached = await asyncio.shield(task)
-        cached.users += 1
-        self._idle.pop(ref.key, None)
+        self.hold(cached)
         return cached
 
     def peek(self, ref: ObjectRef) -> CachedObject | None:
         """The object if it is open now; the caller gets no hold on it."""
         found = self._open.get(ref.key)
         return found[0] if found else None
+
+    def hold(self, cached: CachedObject) -> None:
+        """Another hold on an object that is open; `release` gives it back."""
+        cached.users += 1
+        self._idle.pop(cached.ref.key, None)
 
     def release(self, cached: CachedObject) -> None:
         """Give an object back; it is closed later, when many others have been used since."""
@@ -129,7 +137,9 @@ class Store:
         directory = self._open[cached.ref.key][1]
         length = cached.extent(chunk).length
         if directory.used + length > directory.capacity:
-            raise StoreFull(f"{directory.path} holds its {directory.capacity} bytes; raise store.capacity or empty it")
+            raise StoreFull(
+                f"{directory.path} holds its {directory.capacity} bytes; raise store.capacity or empty it"
+            )
         if _free_bytes(directory.path) - length < directory.reserve:
             raise StoreFull(f"{directory.path}: the disk has only its reserve free; free some space")
         directory.used += length
@@ -244,7 +254,9 @@ def _open_directory(path: Path, limits: StoreLimits) -> Directory:
     )
 
 
-def _open_object(directory: Directory, ref: ObjectRef, row: ObjectRow | None, chunk_size: int) -> CachedObject:
+def _open_object(
+    directory: Directory, ref: ObjectRef, row: ObjectRow | None, chunk_size: int
+) -> CachedObject:
     path = directory.file_of(ref.key)
     try:
         if row is not None and not _has_size(path, ref.size):

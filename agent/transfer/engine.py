@@ -228,7 +228,9 @@ def _check_content_range(headers: Mapping[str, str], extent: Extent, size: int) 
     if match[3] not in ("*", str(size)):
         raise VersionChanged(f"the object has {match[3]} bytes now, it had {size}")
     if (int(match[1]), int(match[2])) != (extent.offset, extent.end - 1):
-        raise OriginMisbehaved(f"the origin answers {said!r} where {extent.offset}-{extent.end - 1} was asked for")
+        raise OriginMisbehaved(
+            f"the origin answers {said!r} where {extent.offset}-{extent.end - 1} was asked for"
+        )
 
 
 def _status_error(get: RangedGet, head: ResponseHead, connection: Connection) -> OriginError:
@@ -241,7 +243,9 @@ def _status_error(get: RangedGet, head: ResponseHead, connection: Connection) ->
     if status in (404, 410):
         return ObjectMissing(f"{get.name} is no longer at the origin {detail}".rstrip())
     if status in (401, 403) or "ExpiredToken" in detail:
-        return AccessDenied(f"the origin refuses {get.name} ({status} {detail}); check the agent's credentials")
+        return AccessDenied(
+            f"the origin refuses {get.name} ({status} {detail}); check the agent's credentials"
+        )
     if status in RETRYABLE:
         retry_after = _retry_after(head.headers.get("retry-after"))
         return OriginUnavailable(f"the origin answers {status} {detail}".rstrip(), retry_after)
@@ -265,4 +269,3 @@ def _retry_after(value: str | None) -> float | None:
     except (TypeError, ValueError):
         return None
     return 1.0
-

@@ -1,0 +1,328 @@
+"""Filling chunks: one flight per chunk, whoever wants it, until it is recorded or cannot be had.
+
+Belongs to the loop. A flight goes through the states below; its bytes go through a `Landing`, which serves
+the readers as they arrive. A read that a flight cannot serve comes back here, until its patience ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import random
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agent.cache.lanes import Lane, Urgency
+from agent.cache.objects import CachedObject
+from agent.cache.store import Store
+from agent.clock import Clock, Timer
+from agent.content import Extent
+from agent.errors import (
+    HeadraceError,
+    OriginError,
+    OriginMisbehaved,
+    OriginUnavailable,
+    PatienceExhausted,
+    StoreError,
+)
+from agent.metrics import Metrics
+from agent.source import ChunkSource
+from agent.transfer.landing import Landing, Waiter
+
+FIRST_BACKOFF = 0.1
+LAST_BACKOFF = 5.0
+# A read that failed is asked again by the kernel at once, page by page: within this many seconds it gets the
+# same answer without another wait.
+SETBACK_SECONDS = 1.0
+
+
+class State(enum.Enum):
+    """QUEUED -> FETCHING -> RECORDING -> DONE; from each of the first three also to FAILED or CANCELLED."""
+
+    QUEUED = enum.auto()  # waits for its lane
+    FETCHING = enum.auto()  # bytes arrive, or a retry waits for its backoff
+    RECORDING = enum.auto()  # all bytes are in the file, the index does not know yet
+    DONE = enum.auto()
+    FAILED = enum.auto()
+    CANCELLED = enum.auto()  # nobody wants it any more
+
+
+class Reader(Waiter, Protocol):
+    """A read that waits for bytes. `needs` and `deadline` are written by the filler only."""
+
+    needs: int
+    deadline: float | None
+
+    @property
+    def extent(self) -> Extent: ...
+
+    def resume(self) -> None:
+        """Every byte is there: answer (called on the loop)."""
+
+    def fail(self, error: HeadraceError) -> None:
+        """The bytes cannot be had (called on the loop)."""
+
+
+@dataclass(eq=False, slots=True)
+class Flight:
+    """One chunk on its way into the store."""
+
+    cached: CachedObject
+    chunk: int
+    lane: Lane
+    landing: Landing
+    urgency: Urgency
+    length: int
+    state: State = State.QUEUED
+    readers: list[Reader] = field(default_factory=list)
+    owners: set[object] = field(default_factory=set)
+    timer: Timer | None = None
+    task: asyncio.Task[None] | None = None
+    error: OriginUnavailable | None = None
+
+    @property
+    def queued(self) -> bool:
+        return self.state is State.QUEUED
+
+
+class Filler:
+    """All flights of the node."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: ChunkSource,
+        clock: Clock,
+        metrics: Metrics,
+        patience: float,
+        rng: random.Random,
+    ) -> None:
+        """`patience` is how many seconds a reader waits; `rng` draws the jitter of the backoff."""
+        self._store = store
+        self._source = source
+        self._clock = clock
+        self._metrics = metrics
+        self._patience = patience
+        self._rng = rng
+        self._flights: dict[tuple[str, int], Flight] = {}
+        self._lanes: dict[str, Lane] = {}
+        self._setbacks: dict[tuple[str, int], tuple[float, HeadraceError]] = {}
+        self._fills = {
+            State.DONE: metrics.fills_done,
+            State.FAILED: metrics.fills_failed,
+            State.CANCELLED: metrics.fills_cancelled,
+        }
+
+    def read(self, cached: CachedObject, reader: Reader) -> None:
+        """Have a reader told when its extent is there: `resume`, `ready`, or `fail`; never none of them."""
+        if reader.deadline is None:
+            reader.deadline = self._clock.monotonic() + self._patience
+        while (gap := cached.first_gap(reader.extent)) is not None:
+            setback = self._setback(cached, gap)
+            if setback is not None:
+                reader.fail(setback)
+                return
+            flights = [self._want(cached, chunk, Urgency.READER) for chunk in self._gaps(cached, reader, gap)]
+            first = flights[0]
+            reader.needs = min(reader.extent.end, first.landing.end)
+            if first.landing.wait(reader):
+                first.readers.append(reader)
+                self._watch(first)
+                return
+        reader.resume()
+
+    def leave(self, reader: Reader) -> None:
+        """A reader goes away without its bytes; the last one of a flight that nobody else wants ends it."""
+        for flight in list(self._flights.values()):
+            if reader in flight.readers and flight.landing.leave(reader):
+                flight.readers.remove(reader)
+                self._end_if_unwanted(flight)
+
+    def prefetch(self, cached: CachedObject, chunks: range, owner: object) -> None:
+        """Fill chunks ahead of `owner`, less urgently than what readers wait for."""
+        for chunk in chunks:
+            if not cached.present[chunk] and self._setback(cached, chunk) is None:
+                self._want(cached, chunk, Urgency.PREFETCH).owners.add(owner)
+
+    def disown(self, owner: object) -> None:
+        """The owner is gone: what was only queued for it is dropped; what is arriving is kept and ends."""
+        for flight in list(self._flights.values()):
+            if owner in flight.owners and flight.queued:
+                flight.owners.discard(owner)
+                self._end_if_unwanted(flight)
+
+    async def close(self) -> None:
+        """Cancel every flight and wait until it is over; its readers fail."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            self._cancel(flight)
+        tasks = [flight.task for flight in flights if flight.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+    @staticmethod
+    def _gaps(cached: CachedObject, reader: Reader, gap: int) -> list[int]:
+        return [chunk for chunk in cached.chunks(reader.extent) if chunk >= gap and not cached.present[chunk]]
+
+    def _want(self, cached: CachedObject, chunk: int, urgency: Urgency) -> Flight:
+        key = (cached.ref.key, chunk)
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = self._new_flight(cached, chunk, urgency)
+            flight.lane.push(flight)
+        elif urgency < flight.urgency:
+            flight.urgency = urgency
+            if flight.queued:
+                flight.lane.push(flight)
+        self._pump(flight.lane)
+        return flight
+
+    def _new_flight(self, cached: CachedObject, chunk: int, urgency: Urgency) -> Flight:
+        budget = self._source.budget(cached.ref)
+        lane = self._lanes.setdefault(budget.name, Lane(budget))
+        extent = cached.extent(chunk)
+        landing = Landing(cached.fd, extent)
+        cached.landings[chunk] = landing
+        self._store.hold(cached)
+        return Flight(cached, chunk, lane, landing, urgency, extent.length)
+
+    def _pump(self, lane: Lane) -> None:
+        while (job := lane.pop()) is not None:
+            assert isinstance(job, Flight)
+            job.state = State.FETCHING
+            job.task = asyncio.create_task(self._run(job))
+
+    async def _run(self, flight: Flight) -> None:
+        started = self._clock.monotonic()
+        try:
+            await self._fill(flight)
+        except asyncio.CancelledError:
+            self._close(flight, State.CANCELLED, PatienceExhausted("the fetch was given up"))
+        except (OriginError, StoreError) as error:
+            self._close(flight, State.FAILED, error)
+        else:
+            self._metrics.fill_seconds.observe(self._clock.monotonic() - started)
+            self._close(flight, State.DONE, None)
+        finally:
+            flight.lane.ended(flight)
+            self._pump(flight.lane)
+
+    async def _fill(self, flight: Flight) -> None:
+        self._store.reserve(flight.cached, flight.chunk)
+        try:
+            await self._fetch(flight)
+            flight.state = State.RECORDING
+            await self._store.record(flight.cached, flight.chunk, flight.landing.digest())
+        except BaseException:
+            self._store.unreserve(flight.cached, flight.chunk)
+            raise
+
+    async def _fetch(self, flight: Flight) -> None:
+        """Attempts with backoff until all bytes are there. An attempt goes on where the last one ended."""
+        deadline = flight.lane.budget.deadline
+        give_up = self._clock.monotonic() + deadline
+        attempt = 0
+        while flight.landing.position < flight.landing.end:
+            before = flight.landing.position
+            error = await self._attempt(flight, deadline)
+            if error is None:
+                continue
+            self._metrics.count_error(error)
+            flight.error = error
+            if self._clock.monotonic() >= give_up and not flight.readers:
+                raise error
+            attempt = 0 if flight.landing.position > before else attempt + 1
+            await self._clock.sleep(backoff(attempt, error.retry_after, deadline, self._rng))
+
+    async def _attempt(self, flight: Flight, deadline: float) -> OriginUnavailable | None:
+        before = flight.landing.position
+        try:
+            async with asyncio.timeout(deadline):
+                await self._source.fetch(flight.cached.ref, flight.landing)
+        except TimeoutError:
+            return OriginUnavailable(f"{flight.cached.ref.uri}: no answer within {deadline:g} s")
+        except OriginUnavailable as error:
+            return error
+        if flight.landing.position == before:
+            return OriginMisbehaved(f"{flight.cached.ref.uri}: the origin sent nothing")
+        return None
+
+    def _watch(self, flight: Flight) -> None:
+        """Keep a timer for the reader whose patience ends first; all have the same, so it is the oldest."""
+        if flight.timer is None and flight.readers:
+            deadline = min(reader.deadline or 0.0 for reader in flight.readers)
+            delay = max(0.0, deadline - self._clock.monotonic())
+            flight.timer = self._clock.call_later(delay, lambda: self._expire(flight))
+
+    def _expire(self, flight: Flight) -> None:
+        flight.timer = None
+        now = self._clock.monotonic()
+        late = [reader for reader in flight.readers if (reader.deadline or 0.0) <= now]
+        flight.readers = [reader for reader in flight.readers if reader not in late]
+        cause = f": {flight.error}" if flight.error else ""
+        error = PatienceExhausted(f"{flight.cached.ref.uri}: waited {self._patience:g} s for bytes{cause}")
+        for reader in late:
+            if flight.landing.leave(reader):
+                self._set_back(flight, error)
+                self._metrics.count_error(error)
+                reader.fail(error)
+        self._watch(flight)
+        self._end_if_unwanted(flight)
+
+    def _end_if_unwanted(self, flight: Flight) -> None:
+        if not flight.landing.awaited and not flight.owners:
+            self._cancel(flight)
+
+    def _cancel(self, flight: Flight) -> None:
+        if flight.queued:
+            self._close(flight, State.CANCELLED, PatienceExhausted("the fetch was given up"))
+        elif flight.state is State.FETCHING and flight.task is not None:
+            flight.task.cancel()
+
+    def _close(self, flight: Flight, state: State, error: HeadraceError | None) -> None:
+        flight.state = state
+        if flight.timer is not None:
+            flight.timer.cancel()
+        del self._flights[flight.cached.ref.key, flight.chunk]
+        del flight.cached.landings[flight.chunk]
+        self._fills[state].inc()
+        if error is not None and state is State.FAILED:
+            self._set_back(flight, error)
+            self._metrics.count_error(error)
+        for reader in self._left_behind(flight):
+            if state is State.FAILED and error is not None:
+                reader.fail(error)
+            else:
+                self.read(flight.cached, reader)  # a cancelled flight starts again for whoever came late
+        self._store.release(flight.cached)
+
+    @staticmethod
+    def _left_behind(flight: Flight) -> list[Reader]:
+        waiting = set(map(id, flight.landing.dismiss()))
+        return [reader for reader in flight.readers if id(reader) in waiting]
+
+    def _set_back(self, flight: Flight, error: HeadraceError) -> None:
+        now = self._clock.monotonic()
+        if len(self._setbacks) > 1000:
+            self._setbacks = {key: value for key, value in self._setbacks.items() if value[0] > now}
+        self._setbacks[flight.cached.ref.key, flight.chunk] = (now + SETBACK_SECONDS, error)
+
+    def _setback(self, cached: CachedObject, chunk: int) -> HeadraceError | None:
+        found = self._setbacks.get((cached.ref.key, chunk))
+        if found is None:
+            return None
+        if found[0] > self._clock.monotonic():
+            return found[1]
+        del self._setbacks[cached.ref.key, chunk]
+        return None
+
+
+def backoff(attempt: int, retry_after: float | None, deadline: float, rng: random.Random) -> float:
+    """Seconds before the next attempt: full jitter over an exponential step, or what the origin asked for.
+
+    Never longer than `deadline`, so that an origin cannot put a reader off for an hour.
+    """
+    if retry_after is not None:
+        return min(retry_after + rng.uniform(0, FIRST_BACKOFF), deadline)
+    step = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt, 10))
+    return min(rng.uniform(step / 2, step), deadline)

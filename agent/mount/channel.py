@@ -1,0 +1,92 @@
+"""One /dev/fuse descriptor, and the requests that came from it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from agent.mount import wire
+from agent.mount.inflight import RequestTable
+
+# What writing a reply may say without harm: the request was aborted or answered before (ENOENT), its caller
+# is gone (EINTR), the mount is gone (ENODEV, EBADF after the channel's close).
+_GONE: Final = frozenset({errno.ENOENT, errno.EINTR, errno.ENODEV, errno.EBADF, errno.ECONNABORTED})
+
+
+class Channel:
+    """A mount's descriptor (non-blocking). Any thread may read and write."""
+
+    def __init__(self, fd: int, number: int, table: RequestTable) -> None:
+        """`number` names the mount in the in-flight table."""
+        self.fd = fd
+        self.number = number
+        self._table = table
+
+    def receive(self) -> Request | None:
+        """The next request, None where there is none now. Raises OSError(ENODEV) once the mount is gone."""
+        slot = self._table.acquire(self.number)
+        try:
+            received = os.readv(self.fd, [self._table.view(slot)])
+        except OSError as error:
+            self._table.release(slot)
+            # ENOENT: the request was aborted before it could be copied; EINTR: a signal came first.
+            if error.errno in (errno.EAGAIN, errno.ENOENT, errno.EINTR):
+                return None
+            raise
+        return Request(self, slot, received)
+
+    def recover(self, slot: int) -> Request:
+        """The request that a predecessor left in a slot."""
+        return Request(self, slot, None)
+
+    def send(self, *parts: wire.Buffer) -> bool:
+        """Write one reply; False where its request is gone. Raises OSError for what must not happen."""
+        try:
+            os.writev(self.fd, parts)
+        except OSError as error:
+            if error.errno in _GONE:
+                return False
+            raise
+        return True
+
+    def free(self, slot: int) -> None:
+        self._table.release(slot)
+
+    def view(self, slot: int) -> memoryview:
+        return self._table.view(slot)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Request:
+    """A request in its slot, until it is answered: `answer`, `refuse` or `drop`, exactly one of them, once."""
+
+    __slots__ = ("_slot", "buffer", "channel", "received", "unique")
+
+    def __init__(self, channel: Channel, slot: int, received: int | None) -> None:
+        """`received` is its length as read, None where only the slot's own word is known."""
+        self.channel = channel
+        self.buffer = channel.view(slot)
+        self.received = received
+        self.unique = 0
+        self._slot = slot
+
+    def answer(self, payload: wire.Buffer = b"") -> bool:
+        """Reply with a payload; False where nobody waits for it any more."""
+        try:
+            return self.channel.send(wire.reply_header(self.unique, 0, len(payload)), payload)
+        finally:
+            self.channel.free(self._slot)
+
+    def refuse(self, error: int) -> None:
+        """Reply with an errno."""
+        try:
+            self.channel.send(wire.reply_header(self.unique, error))
+        finally:
+            self.channel.free(self._slot)
+
+    def drop(self) -> None:
+        """A request that takes no reply is done with."""
+        self.channel.free(self._slot)

@@ -1,0 +1,391 @@
+"""One mounted dataset: the requests of its channel, its open files, and how each file is served.
+
+FUSE threads call `serve`. What the tree can answer, and reads of present bytes, they answer themselves;
+OPEN, RELEASE, INIT and reads of bytes that are missing go to the loop (methods marked so), which alone
+changes handles, generations and backing ids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Final
+
+from agent.cache.fill import Filler
+from agent.cache.objects import CachedObject
+from agent.cache.prefetch import Stream
+from agent.cache.store import Store
+from agent.content import Dataset, Extent
+from agent.errors import HeadraceError, HolderError, StoreError
+from agent.metrics import Metrics
+from agent.mount import wire
+from agent.mount.abi import Opcode, OpenFlag
+from agent.mount.channel import Channel, Request
+from agent.mount.errnos import to_errno
+from agent.mount.holder import Holder
+from agent.mount.negotiation import InitResult, UnsupportedKernel, encode_init, negotiate
+from agent.mount.operations import Operations, Refused, split
+from agent.mount.pool import Pool
+from agent.mount.reads import Buffers, PendingRead, read_present
+from agent.mount.tree import Tree
+from agent.mount.wire import READ_REQUEST, Header, WireError
+
+log = logging.getLogger(__name__)
+
+CACHED_FLAGS: Final = OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH
+PASSTHROUGH_FLAGS: Final = OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH
+
+
+@dataclass(slots=True, eq=False)
+class Handle:
+    """An open file. `chunk` is the last chunk that a hit told the loop of, `served` whether any read was."""
+
+    cached: CachedObject
+    stream: Stream = field(default_factory=Stream)
+    chunk: int = -1
+    served: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What all mounts share."""
+
+    loop: asyncio.AbstractEventLoop
+    store: Store
+    filler: Filler
+    metrics: Metrics
+    pool: Pool
+    holder: Holder
+    buffers: Buffers
+
+
+class Mounted:
+    """A mount that is served. Made on the loop; `backing` are the ids that the holder has for nodeids."""
+
+    def __init__(
+        self,
+        name: str,
+        dataset: Dataset,
+        channel: Channel,
+        services: Services,
+        init: InitResult | None,
+        backing: dict[int, int],
+        on_gone: Callable[[Mounted], None],
+    ) -> None:
+        self.name = name
+        self.dataset = dataset
+        self.channel = channel
+        self.initialised: asyncio.Future[InitResult] = services.loop.create_future()
+        self.loop = services.loop
+        self.metrics = services.metrics
+        self.buffers = services.buffers
+        self._services = services
+        self._on_gone = on_gone
+        self._may_pass_through = init is not None and init.passthrough
+        self._backing = dict(backing)
+        self._generations = _generations(backing)
+        self._operations = Operations(Tree(dataset), self._generations, self._looked_up)
+        self._handles: dict[int, Handle] = {}
+        # Handles of a predecessor must not meet ours: each life of the agent numbers in a range of its own.
+        self._numbers = itertools.count(secrets.randbits(32) << 31)
+        self._stale_told: set[int] = set()
+        self._lookups: dict[int, int] = {}
+        self._lookups_lock = threading.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._counters = {int(code): services.metrics.fuse_request(code.name.lower()) for code in Opcode}
+        if init is not None:
+            self.initialised.set_result(init)
+
+    def serve(self, request: Request) -> None:
+        """Answer one request, now or later (FUSE threads)."""
+        try:
+            header = wire.decode_header(request.buffer, request.received)
+            request.unique = header.unique
+            self._counters[header.opcode].inc()
+            self._dispatch(request, header)
+        except (Refused, WireError) as error:
+            if isinstance(error, WireError):
+                log.warning("%s: %s", self.name, error)
+                request.unique = error.unique
+            if request.unique:
+                request.refuse(error.errno)
+            else:
+                request.drop()
+
+    def gone(self) -> None:
+        """The kernel has let go of the mount (a FUSE thread)."""
+        self.loop.call_soon_threadsafe(self._on_gone, self)
+
+    def close(self) -> None:
+        """Give back every open file (loop); the channel is closed by who made it."""
+        for task in self._tasks:
+            task.cancel()
+        for number in list(self._handles):
+            self._released(number)
+
+    def submit(self, job: Callable[[], None]) -> None:
+        self._services.pool.submit(job)
+
+    def _dispatch(self, request: Request, header: Header) -> None:
+        opcode = header.opcode
+        if opcode == Opcode.READ:
+            self._read(request)
+        elif opcode == Opcode.OPEN:
+            self._on_loop(request, self._start_open, header)
+        elif opcode == Opcode.RELEASE:
+            number = wire.decode_fh(request.buffer, header)
+            request.answer()
+            self.loop.call_soon_threadsafe(self._released, number)
+        elif opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
+            self._forget(request, header)
+        elif opcode == Opcode.INTERRUPT:
+            # Cached opens send none for reads; nothing else waits. EINTR would fail programs whose timers
+            # restart system calls (FINDINGS.md), so the request it is about is answered in its own time.
+            request.drop()
+        elif opcode == Opcode.INIT:
+            self._initialise(request, header)
+        else:
+            request.answer(self._operations.answer(request.buffer, header))
+
+    def _on_loop(self, request: Request, call: Callable[[Request, Header], None], header: Header) -> None:
+        try:
+            self.loop.call_soon_threadsafe(call, request, header)
+        except RuntimeError:
+            # The loop is closed: the agent ends. The slot stays taken, the successor answers it.
+            return
+
+    # READ: hits in the thread, misses on the loop
+
+    def _read(self, request: Request) -> None:
+        _, _, _, nodeid, number, offset, size = READ_REQUEST.unpack_from(request.buffer)
+        handle = self._handles.get(number)
+        if handle is None:
+            self.loop.call_soon_threadsafe(self._adopt, request, nodeid, number, offset, size)
+            return
+        cached = handle.cached
+        extent = Extent(offset, max(0, min(size, cached.ref.size - offset)))
+        if not cached.begin_read(extent):
+            self.loop.call_soon_threadsafe(self._miss, request, number, handle, extent)
+            return
+        try:
+            request.answer(read_present(cached, extent, self.buffers))
+        except OSError as error:
+            log.error("%s: cannot read the store: %s", self.name, error.strerror)
+            raise Refused(errno.EIO) from error
+        finally:
+            cached.end_read()
+        self.metrics.reads_hit.inc()
+        self.metrics.read_bytes_store.inc(extent.length)
+        chunk = offset // cached.chunk_size
+        if chunk != handle.chunk and not cached.complete:
+            handle.chunk = chunk
+            handle.served = True
+            self.loop.call_soon_threadsafe(self._note, handle, extent)
+
+    def _miss(self, request: Request, number: int, handle: Handle, extent: Extent) -> None:
+        """(loop)"""
+        self.metrics.reads_miss.inc()
+        self.metrics.waiting_reads.inc()
+        self._services.filler.read(handle.cached, PendingRead(self, request, number, handle.cached, extent))
+        self._note(handle, extent)
+
+    def wait_again(self, read: PendingRead) -> None:
+        """A read needs bytes beyond those that it waited for (loop)."""
+        self._services.filler.read(read.cached, read)
+
+    def answered(self, read: PendingRead) -> None:
+        """A waiting read is done with (any thread); after a file's first one its stream may run ahead."""
+        self.metrics.waiting_reads.dec()
+        handle = self._handles.get(read.fh)
+        if handle is not None and not handle.served:
+            handle.served = True
+            self.loop.call_soon_threadsafe(self._note, handle, read.extent)
+
+    def _note(self, handle: Handle, extent: Extent) -> None:
+        """Take note of a read, and fill ahead of it once the file's first read has been served (loop)."""
+        cached = handle.cached
+        ahead = handle.stream.advance(extent, cached.chunk_size, len(cached.present))
+        if handle.served and cached.users:
+            self._services.filler.prefetch(cached, ahead, handle)
+
+    def _adopt(self, request: Request, nodeid: int, number: int, offset: int, size: int) -> None:
+        """A read through a handle that a predecessor opened (loop)."""
+        self._task(self._adopted(request, nodeid, number, offset, size), request)
+
+    async def _adopted(self, request: Request, nodeid: int, number: int, offset: int, size: int) -> None:
+        if number not in self._handles:
+            entry = self._operations.file(nodeid).entry
+            assert entry is not None
+            cached = await self._services.store.acquire(entry.ref)
+            if number in self._handles:
+                self._services.store.release(cached)
+            else:
+                self._handles[number] = Handle(cached)
+        handle = self._handles[number]
+        extent = Extent(offset, max(0, min(size, handle.cached.ref.size - offset)))
+        self._miss(request, number, handle, extent)
+
+    # OPEN and RELEASE: the loop
+
+    def _start_open(self, request: Request, header: Header) -> None:
+        self._task(self._open(request, header), request)
+
+    def _task(self, work: Coroutine[None, None, None], request: Request) -> None:
+        """Run a request's work; what it raises is the answer."""
+        task = self.loop.create_task(self._refusing(work, request))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _refusing(self, work: Coroutine[None, None, None], request: Request) -> None:
+        try:
+            await work
+        except Refused as error:
+            request.refuse(error.errno)
+        except HeadraceError as error:
+            log.error("%s: %s", self.name, error)
+            self.metrics.count_error(error)
+            request.refuse(to_errno(error))
+
+    async def _open(self, request: Request, header: Header) -> None:
+        flags = wire.decode_open(request.buffer, header)
+        entry = self._operations.file(header.nodeid).entry
+        assert entry is not None
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise Refused(errno.EROFS)
+        cached = await self._services.store.acquire(entry.ref)
+        try:
+            number = next(self._numbers)
+            payload = await self._opened(header.nodeid, number, cached)
+        except BaseException:
+            self._services.store.release(cached)
+            raise
+        self._handles[number] = Handle(cached)
+        if not request.answer(payload):
+            self._released(number)
+
+    async def _opened(self, nodeid: int, number: int, cached: CachedObject) -> bytes:
+        """The reply to OPEN. Refused(ESTALE) makes the kernel look the name up again, and find the nodeid
+        under which the file is served now."""
+        ino, generation = split(nodeid)
+        if generation != self._current_generation(ino, cached):
+            # A file that is bound by itself is never looked up again: the second time, serve what it has.
+            if generation % 2 or nodeid not in self._stale_told:
+                self._stale_told.add(nodeid)
+                raise Refused(errno.ESTALE)
+        if generation % 2 == 0:
+            self.metrics.opens_cached.inc()
+            return wire.encode_open(number, CACHED_FLAGS)
+        try:
+            backing = await self._backing_id(nodeid, cached)
+        except HolderError as error:
+            # Not tried again by this agent: a kernel or a disk that cannot once will not the next time.
+            log.warning("%s: no passthrough from now on: %s", self.name, error)
+            self._may_pass_through = False
+            self._generations[ino] = generation + 1
+            raise Refused(errno.ESTALE) from error
+        self.metrics.opens_passthrough.inc()
+        return wire.encode_open(number, PASSTHROUGH_FLAGS, backing)
+
+    def _current_generation(self, ino: int, cached: CachedObject) -> int:
+        generation = self._generations.get(ino, 0)
+        wanted = cached.complete and self._may_pass_through
+        if wanted != bool(generation % 2):
+            generation += 1
+            self._generations[ino] = generation
+        return generation
+
+    def _released(self, number: int) -> None:
+        """(loop)"""
+        handle = self._handles.pop(number, None)
+        if handle is not None:
+            self._services.filler.disown(handle)
+            self._services.store.release(handle.cached)
+
+    async def _backing_id(self, nodeid: int, cached: CachedObject) -> int:
+        if nodeid not in self._backing:
+            self._backing[nodeid] = await asyncio.to_thread(self._ask_backing, nodeid, cached)
+        return self._backing[nodeid]
+
+    def _ask_backing(self, nodeid: int, cached: CachedObject) -> int:
+        try:
+            fd = cached.open_read_only()
+        except OSError as error:
+            raise StoreError(f"cannot open {cached.path}: {error.strerror}") from error
+        try:
+            return self._services.holder.backing_open(self.name, nodeid, fd)
+        finally:
+            os.close(fd)
+
+    # LOOKUP and FORGET: which backing ids the kernel may still come back to
+
+    def _looked_up(self, nodeid: int) -> None:
+        if split(nodeid)[1] % 2:
+            with self._lookups_lock:
+                self._lookups[nodeid] = self._lookups.get(nodeid, 0) + 1
+
+    def _forget(self, request: Request, header: Header) -> None:
+        one = header.opcode == Opcode.FORGET
+        decode = wire.decode_forget if one else wire.decode_batch_forget
+        forgotten = decode(request.buffer, header)
+        request.drop()
+        for nodeid, count in [forgotten] if isinstance(forgotten, wire.Forgotten) else forgotten:
+            self._forget_one(nodeid, count)
+
+    def _forget_one(self, nodeid: int, count: int) -> None:
+        if split(nodeid)[1] % 2:
+            with self._lookups_lock:
+                left = self._lookups.pop(nodeid, 0) - count
+                if left > 0:
+                    self._lookups[nodeid] = left
+                    return
+            self.loop.call_soon_threadsafe(self._close_backing, nodeid)
+
+    def _close_backing(self, nodeid: int) -> None:
+        """(loop) The kernel has forgotten a passthrough nodeid: its file need not stay open for it."""
+        with self._lookups_lock:
+            known_again = nodeid in self._lookups
+        if not known_again and self._backing.pop(nodeid, None) is not None:
+            self.loop.run_in_executor(None, self._tell_closed, nodeid)
+
+    def _tell_closed(self, nodeid: int) -> None:
+        try:
+            self._services.holder.backing_close(self.name, nodeid)
+        except HolderError as error:
+            log.warning("%s: %s", self.name, error)
+
+    # INIT
+
+    def _initialise(self, request: Request, header: Header) -> None:
+        try:
+            result = negotiate(wire.decode_init(request.buffer, header))
+        except UnsupportedKernel as error:
+            log.error("%s", error)
+            self.loop.call_soon_threadsafe(self._init_failed, error)
+            raise Refused(errno.EPROTO) from error
+        request.answer(encode_init(result))
+        self.loop.call_soon_threadsafe(self._init_done, result)
+
+    def _init_done(self, result: InitResult) -> None:
+        self._may_pass_through = result.passthrough
+        if not self.initialised.done():
+            self.initialised.set_result(result)
+
+    def _init_failed(self, error: UnsupportedKernel) -> None:
+        if not self.initialised.done():
+            self.initialised.set_exception(error)
+
+
+def _generations(backing: dict[int, int]) -> dict[int, int]:
+    """The generation of each file that the holder has backing ids for: the highest."""
+    generations: dict[int, int] = {}
+    for nodeid in backing:
+        ino, generation = split(nodeid)
+        generations[ino] = max(generation, generations.get(ino, 0))
+    return generations

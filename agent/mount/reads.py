@@ -1,0 +1,109 @@
+"""A READ whose bytes are not all there: it waits with its slot only, no thread and no buffer.
+
+Whichever thread brings its last byte answers it: the receiving one straight from its buffer where that has
+the whole extent, else through the file, which the page cache still has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from agent.cache.objects import CachedObject
+from agent.content import Extent
+from agent.errors import HeadraceError
+from agent.metrics import Metrics
+from agent.mount.channel import Request
+from agent.mount.errnos import to_errno
+
+MAX_READ = 1024 * 1024  # max_pages of INIT in bytes: no READ asks for more
+
+
+class Buffers(threading.local):
+    """A resident, reused buffer for each thread that answers reads."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(MAX_READ))
+
+
+class Desk(Protocol):
+    """What a waiting read needs of its mount."""
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop: ...
+    @property
+    def metrics(self) -> Metrics: ...
+    @property
+    def buffers(self) -> Buffers: ...
+    def submit(self, job: Callable[[], None]) -> None: ...
+    def wait_again(self, read: PendingRead) -> None: ...
+    def answered(self, read: PendingRead) -> None: ...
+
+
+class PendingRead:
+    """One waiting READ; a `Reader` of agent/cache/fill.py."""
+
+    __slots__ = ("_desk", "_request", "cached", "deadline", "extent", "fh", "needs")
+
+    def __init__(self, desk: Desk, request: Request, fh: int, cached: CachedObject, extent: Extent) -> None:
+        self._desk = desk
+        self._request = request
+        self.fh = fh
+        self.cached = cached
+        self.extent = extent
+        self.needs = extent.end
+        self.deadline: float | None = None
+
+    def ready(self, data: memoryview, offset: int) -> None:
+        """The bytes before `needs` are in the file, and `data` at `offset` are the last of them."""
+        start, end = self.extent.offset - offset, self.extent.end - offset
+        if start >= 0 and end <= len(data):
+            self._answer(data[start:end])
+        else:
+            self._from_file()
+
+    def resume(self) -> None:
+        """Every byte is there: a FUSE thread answers, the loop copies nothing."""
+        self._desk.submit(self._from_file)
+
+    def fail(self, error: HeadraceError) -> None:
+        self._request.refuse(to_errno(error))
+        self._desk.answered(self)
+
+    def _from_file(self) -> None:
+        if not self.cached.begin_read(self.extent):
+            # It reaches into the next chunk, which is not there yet.
+            self._desk.loop.call_soon_threadsafe(self._desk.wait_again, self)
+            return
+        try:
+            data = read_present(self.cached, self.extent, self._desk.buffers)
+        except OSError as error:
+            self._request.refuse(error.errno or 5)
+            return
+        finally:
+            self.cached.end_read()
+        self._answer(data)
+
+    def _answer(self, data: memoryview) -> None:
+        self._request.answer(data)
+        self._desk.metrics.read_bytes_origin.inc(len(data))
+        self._desk.answered(self)
+
+
+def read_present(cached: CachedObject, extent: Extent, buffers: Buffers) -> memoryview:
+    """The bytes of an extent between `begin_read` and `end_read`, in the thread's buffer until its next read.
+
+    From the buffer and not from a mapping: a reply must come from resident memory (a process killed in the
+    middle of a `writev` from a mapped file has ended the reader's request with EIO).
+    """
+    view = buffers.view[: extent.length]
+    done = 0
+    while done < extent.length:
+        count = os.preadv(cached.fd, [view[done:]], extent.offset + done)
+        if not count:
+            raise OSError(5, f"{cached.path} is shorter than its object")
+        done += count
+    return view
