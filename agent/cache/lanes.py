@@ -27,7 +27,9 @@ class Job(Protocol):
 
     urgency: Urgency
     length: int
-    queued: bool
+
+    @property
+    def queued(self) -> bool: ...
 
 
 class Lane:

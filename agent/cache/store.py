@@ -1,7 +1,7 @@
 """The node's chunk store: one sparse file per object, and the index that says what is in it.
 
     <directory>/index.sqlite          which chunks are present, with their checksums; the datasets' listings
-    <directory>/objects/ab/abcd...    the bytes of one object, at their own offsets; the name is the object's key
+    <directory>/objects/ab/abcd...    the bytes of one object, at their own offsets; its name is its key
 
 The store belongs to the loop. What blocks on the disk runs on its one index thread, in the order it was
 asked for. Nothing else in the agent opens, makes or removes a file here.

@@ -61,7 +61,7 @@ class Channel:
 
 
 class Request:
-    """A request in its slot, until it is answered: `answer`, `refuse` or `drop`, exactly one of them, once."""
+    """A request in its slot, until it is answered: by `answer`, `refuse` or `drop`, one of them, once."""
 
     __slots__ = ("_slot", "buffer", "channel", "received", "unique")
 
