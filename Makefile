@@ -1,0 +1,38 @@
+# Each target does its own set-up. What mounts file systems needs root.
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long check bench proto clean root
+PY := .venv/bin/python
+
+help:
+	@echo "make demo       read a real model through a mount, and show where its bytes came from"
+	@echo "make test       the tests (under 5 minutes); make test-long: what takes longer"
+	@echo "make check      lint and types; make bench: the benchmarks"
+
+root:
+	@if [ "$$(id -u)" -ne 0 ]; then echo "Headrace mounts file systems, which needs root: run it with sudo" >&2; exit 1; fi
+
+.venv/ready: pyproject.toml constraints.txt deploy/local/setup.sh
+	@deploy/local/setup.sh
+
+demo: root .venv/ready
+	@$(PY) -m deploy.local.demo
+
+test: root .venv/ready
+	@$(PY) -m pytest -m "not long"
+
+test-long: root .venv/ready
+	@$(PY) -m pytest -m long
+
+check: .venv/ready
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+bench: root .venv/ready
+	@$(PY) -m bench
+
+proto: .venv/ready
+	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. --grpc_python_out=. csi/proto/csi.proto
+
+clean:
+	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/results *.egg-info
