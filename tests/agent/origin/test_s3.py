@@ -20,7 +20,7 @@ from agent.errors import (
 from agent.origin.s3 import S3Origin, split_uri
 from agent.transfer.request import RangedGet
 from tests.harness.moto import MotoS3
-from tests.harness.receiver import PlainReceiver
+from tests.harness.receiver import RecordingEngine
 from tests.harness.s3 import SeaweedS3, free_ports
 from tests.harness.sink import MemorySink, read_object
 
@@ -58,13 +58,15 @@ def bucket() -> str:
 
 
 @pytest.fixture
-def receiver() -> PlainReceiver:
-    return PlainReceiver()
+async def receiver() -> AsyncIterator[RecordingEngine]:
+    receiver = RecordingEngine()
+    yield receiver
+    await receiver.close()
 
 
 @pytest.fixture
 async def origin(
-    seaweed: SeaweedS3, receiver: PlainReceiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    seaweed: SeaweedS3, receiver: RecordingEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> AsyncIterator[S3Origin]:
     use(seaweed.environment(), monkeypatch, tmp_path)
     origin = S3Origin(OriginConfig(endpoint_url=seaweed.endpoint, deadline=10.0), receiver)
@@ -86,7 +88,7 @@ async def test_awkward_keys_are_listed_as_stored_and_read(
 
 
 async def test_keys_that_no_path_can_stand_for_are_kept_exactly(
-    moto: MotoS3, receiver: PlainReceiver, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    moto: MotoS3, receiver: RecordingEngine, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(moto.environment(), monkeypatch, tmp_path)
     etags = {key: moto.put(bucket, key, key.encode()) for key in REFUSED_BY_SEAWEED}
@@ -170,7 +172,7 @@ async def test_an_overwritten_object_is_a_changed_version(
 
 
 async def test_an_answer_of_another_version_is_refused_although_the_server_ignored_if_match(
-    seaweed: SeaweedS3, origin: S3Origin, receiver: PlainReceiver, bucket: str
+    seaweed: SeaweedS3, origin: S3Origin, receiver: RecordingEngine, bucket: str
 ) -> None:
     seaweed.put(bucket, "f", b"1" * 100)
     ref = (await origin.resolve(f"s3://{bucket}/f")).entries[0].ref
@@ -196,7 +198,11 @@ async def test_a_range_goes_on_from_the_sink_s_position(
 
 
 async def test_wrong_or_missing_credentials_are_told_with_what_to_do(
-    seaweed: SeaweedS3, receiver: PlainReceiver, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    seaweed: SeaweedS3,
+    receiver: RecordingEngine,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     seaweed.put(bucket, "f", b"1")
     use(seaweed.environment() | {"AWS_SECRET_ACCESS_KEY": "wrong"}, monkeypatch, tmp_path)
@@ -212,7 +218,7 @@ async def test_wrong_or_missing_credentials_are_told_with_what_to_do(
 
 
 async def test_an_unknown_profile_is_named(
-    seaweed: SeaweedS3, receiver: PlainReceiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    seaweed: SeaweedS3, receiver: RecordingEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use({}, monkeypatch, tmp_path)
     origin = S3Origin(OriginConfig(endpoint_url=seaweed.endpoint, profile="nowhere"), receiver)
@@ -222,7 +228,11 @@ async def test_an_unknown_profile_is_named(
 
 
 async def test_credentials_that_were_replaced_in_the_files_are_read_anew(
-    seaweed: SeaweedS3, receiver: PlainReceiver, bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    seaweed: SeaweedS3,
+    receiver: RecordingEngine,
+    bucket: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     seaweed.put(bucket, "f", b"1" * 100)
     use({"AWS_DEFAULT_REGION": "us-east-1"}, monkeypatch, tmp_path)
@@ -239,7 +249,7 @@ async def test_credentials_that_were_replaced_in_the_files_are_read_anew(
     await origin.close()
 
 
-async def test_an_endpoint_that_is_down_is_unavailable(origin: S3Origin, receiver: PlainReceiver) -> None:
+async def test_an_endpoint_that_is_down_is_unavailable(origin: S3Origin, receiver: RecordingEngine) -> None:
     down = S3Origin(OriginConfig(endpoint_url=f"http://127.0.0.1:{free_ports(1)[0]}", deadline=5.0), receiver)
     with pytest.raises(OriginUnavailable, match="does not answer"):
         await down.resolve("s3://bucket/f")
