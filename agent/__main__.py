@@ -1,0 +1,69 @@
+"""`headrace-agent`: arguments, logging, signals and exit status. `agent/node.py` does the wiring."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import resource
+import signal
+import sys
+from pathlib import Path
+
+from agent.clock import SystemClock
+from agent.config import Config, load
+from agent.errors import ConfigError, HeadraceError
+from agent.logs import LEVELS, set_up
+from agent.metrics import build_version
+from agent.node import run
+
+
+def main() -> int:
+    """Run the agent until SIGTERM or SIGINT. Exit status 0 done, 1 failed, 2 wrong usage or configuration."""
+    arguments = _parser().parse_args()
+    set_up(arguments.log_level)
+    try:
+        config = load(arguments.config)
+    except ConfigError as error:
+        return _fail(2, error)
+    _raise_file_limit()
+    try:
+        asyncio.run(_serve(config))
+    except ConfigError as error:
+        return _fail(2, error)
+    except HeadraceError as error:
+        return _fail(1, error)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headrace-agent", description="Serves datasets to the pods of this node.", allow_abbrev=False
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the TOML file")
+    parser.add_argument("--log-level", choices=LEVELS, default="info")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {build_version()}")
+    return parser
+
+
+async def _serve(config: Config) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await run(config, SystemClock(), stop)
+
+
+def _raise_file_limit() -> None:
+    """Every open object is a descriptor: take as many as the machine gives without asking."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _fail(status: int, error: HeadraceError) -> int:
+    logging.getLogger("agent").debug("failed", exc_info=error)
+    print(f"headrace-agent: {error}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The admin API: one aiohttp application over whatever `Controlled` is, JSON in and out.
+
+    GET /v1/status                             GET /v1/counters
+    GET /v1/datasets                           GET /v1/datasets/{revision}/objects?after=PATH&limit=N
+    GET /v1/mounts   POST /v1/mounts {"uri"}   DELETE /v1/mounts/{mount}
+
+Errors of the agent become an HTTP status here, once, and a body {"error", "message"}.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from agent import errors
+from agent.control.views import (
+    DatasetView,
+    ErrorView,
+    MountRequest,
+    MountView,
+    ObjectView,
+    StatusView,
+    View,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_BODY = 64 * 1024  # bytes; no request of this API comes near it
+MAX_PAGE = 1000
+
+# The nearest class in an error's ancestry counts.
+STATUSES: dict[type[errors.HeadraceError], int] = {
+    errors.HeadraceError: 500,
+    errors.BadRequest: 400,
+    errors.AccessDenied: 403,
+    errors.ObjectMissing: 404,
+    errors.VersionChanged: 409,
+    errors.OriginError: 502,
+    errors.OriginUnavailable: 503,
+    errors.OriginMisbehaved: 502,
+    errors.Unversioned: 502,
+    errors.PatienceExhausted: 503,
+    errors.HolderError: 503,
+    errors.StoreFull: 507,
+}
+
+
+class Controlled(Protocol):
+    """What the API needs of the agent. Methods raise HeadraceError."""
+
+    async def status(self) -> StatusView: ...
+    async def datasets(self) -> Sequence[DatasetView]: ...
+    async def objects(self, revision: str, after: str, limit: int) -> Sequence[ObjectView]: ...
+    async def mount(self, uri: str) -> MountView: ...
+    async def unmount(self, mount: str) -> None: ...
+    def mounts(self) -> Sequence[MountView]: ...
+    def counters(self) -> dict[str, float]: ...
+
+
+def application(controlled: Controlled) -> web.Application:
+    """The API's application, ready to be served."""
+    api = _Api(controlled)
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_answer_errors])
+    app.router.add_get("/v1/status", api.status)
+    app.router.add_get("/v1/counters", api.counters)
+    app.router.add_get("/v1/datasets", api.datasets)
+    app.router.add_get("/v1/datasets/{revision}/objects", api.objects)
+    app.router.add_get("/v1/mounts", api.mounts)
+    app.router.add_post("/v1/mounts", api.mount)
+    app.router.add_delete("/v1/mounts/{mount}", api.unmount)
+    return app
+
+
+def to_status(error: errors.HeadraceError) -> int:
+    """The HTTP status that a caller gets for this error."""
+    return next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
+
+
+class _Api:
+    def __init__(self, controlled: Controlled) -> None:
+        self._controlled = controlled
+
+    async def status(self, request: web.Request) -> web.Response:
+        return _json(await self._controlled.status())
+
+    async def counters(self, request: web.Request) -> web.Response:
+        return web.json_response(self._controlled.counters())
+
+    async def datasets(self, request: web.Request) -> web.Response:
+        return _json_list(await self._controlled.datasets())
+
+    async def objects(self, request: web.Request) -> web.Response:
+        limit = _limit(request.query.get("limit", str(MAX_PAGE)))
+        after = request.query.get("after", "")
+        return _json_list(await self._controlled.objects(request.match_info["revision"], after, limit))
+
+    async def mounts(self, request: web.Request) -> web.Response:
+        return _json_list(self._controlled.mounts())
+
+    async def mount(self, request: web.Request) -> web.Response:
+        try:
+            body = MountRequest.model_validate_json(await request.read())
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in problem["loc"]) or "body"
+            raise errors.BadRequest(f"{where}: {problem['msg']}") from None
+        return _json(await self._controlled.mount(body.uri))
+
+    async def unmount(self, request: web.Request) -> web.Response:
+        await self._controlled.unmount(request.match_info["mount"])
+        return web.Response(status=204)
+
+
+def _limit(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_PAGE:
+        raise errors.BadRequest(f"limit: a number from 1 to {MAX_PAGE} is needed")
+    return int(text)
+
+
+def _json(view: View) -> web.Response:
+    return web.Response(text=view.model_dump_json(), content_type="application/json")
+
+
+def _json_list(views: Sequence[View]) -> web.Response:
+    return web.json_response([view.model_dump(mode="json") for view in views])
+
+
+@web.middleware
+async def _answer_errors(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except errors.HeadraceError as error:
+        log.info("%s %s: %s", request.method, request.path, error)
+        return _error(to_status(error), type(error).__name__, str(error))
+    except web.HTTPException as error:
+        return _error(error.status, error.reason.replace(" ", ""), f"{request.method} {request.path}")
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    body = ErrorView(error=code, message=message).model_dump_json()
+    return web.Response(status=status, text=body, content_type="application/json")

@@ -1,0 +1,109 @@
+"""The typed client of the admin API: all that `csi` and `preload` know of the agent."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TypeVar
+from urllib.parse import quote
+
+import aiohttp
+from pydantic import TypeAdapter, ValidationError
+
+from agent.control.views import DatasetView, ErrorView, MountView, ObjectView, StatusView
+
+T = TypeVar("T")
+
+TIMEOUT = 60.0  # seconds for one request; the slowest is a mount, which lists the origin
+
+
+class AdminError(Exception):
+    """The agent refused, or did not answer: `status` is the HTTP status, 0 where there was none."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+
+
+class AdminClient:
+    """A client on the agent's UNIX socket; an async context manager. Methods raise AdminError."""
+
+    def __init__(self, socket_path: str, timeout: float = TIMEOUT) -> None:
+        self._socket_path = socket_path
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> AdminClient:
+        connector = aiohttp.UnixConnector(self._socket_path)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def status(self) -> StatusView:
+        return await self._get("/v1/status", TypeAdapter(StatusView))
+
+    async def datasets(self) -> list[DatasetView]:
+        return await self._get("/v1/datasets", TypeAdapter(list[DatasetView]))
+
+    async def objects(self, revision: str, after: str = "", limit: int = 1000) -> list[ObjectView]:
+        """Up to `limit` files of a dataset in the order of their paths, those behind `after`."""
+        path = f"/v1/datasets/{quote(revision, safe='')}/objects?after={quote(after, safe='')}&limit={limit}"
+        return await self._get(path, TypeAdapter(list[ObjectView]))
+
+    async def counters(self) -> dict[str, float]:
+        return await self._get("/v1/counters", TypeAdapter(dict[str, float]))
+
+    async def mounts(self) -> list[MountView]:
+        return await self._get("/v1/mounts", TypeAdapter(list[MountView]))
+
+    async def mount(self, uri: str) -> MountView:
+        """Have the agent mount the dataset as its origin has it now, or share the mount that shows it."""
+        return _parsed(TypeAdapter(MountView), await self._ask("POST", "/v1/mounts", {"uri": uri}))
+
+    async def unmount(self, mount: str) -> None:
+        await self._ask("DELETE", f"/v1/mounts/{quote(mount, safe='')}")
+
+    async def _get(self, path: str, adapter: TypeAdapter[T]) -> T:
+        return _parsed(adapter, await self._ask("GET", path))
+
+    async def _ask(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
+        if self._session is None:
+            raise RuntimeError("the client is used outside its context")
+        url = "http://agent" + path
+        try:
+            async with self._session.request(method, url, json=body) as answer:
+                data = await answer.read()
+        except aiohttp.ClientError as error:
+            remedy = "is headrace-agent running?"
+            raise AdminError(0, "unreachable", f"no agent at {self._socket_path}: {remedy}") from error
+        except TimeoutError as error:
+            raise AdminError(0, "timeout", f"the agent at {self._socket_path} does not answer") from error
+        if answer.status >= 400:
+            raise _admin_error(answer.status, data)
+        return data
+
+
+def _admin_error(status: int, data: bytes) -> AdminError:
+    try:
+        view = ErrorView.model_validate_json(data)
+    except ValidationError:
+        return AdminError(status, "unknown", f"the agent answers {status}")
+    return AdminError(status, view.error, view.message)
+
+
+def _parsed(adapter: TypeAdapter[T], data: bytes) -> T:
+    try:
+        return adapter.validate_json(data)
+    except ValidationError as error:
+        raise AdminError(
+            0, "unclear", "the agent's answer is not understood; are the versions far apart?"
+        ) from error
