@@ -58,7 +58,7 @@ def chunk_count(size: int, chunk_size: int) -> int:
 
 
 def chunk_extent(chunk: int, size: int, chunk_size: int) -> Extent:
-    """Where chunk number `chunk` lies in an object of `size` bytes. IndexError where there is no such chunk."""
+    """Where chunk number `chunk` lies in an object of `size` bytes. IndexError where there is none."""
     if not 0 <= chunk < chunk_count(size, chunk_size):
         raise IndexError(f"no chunk {chunk} in {size} bytes")
     offset = chunk * chunk_size

@@ -1,4 +1,4 @@
-"""The agent put together: one object that owns the parts, starts and ends them in order, and answers for them."""
+"""The agent put together: the parts are made, started and ended in order, and answered for."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ class Node:
         self._clock = clock
         self._started = clock.monotonic()
         self._store = store
-        self._origins = origins
         self._metrics = metrics
         self._mounts: Mounts | None = None
 
@@ -142,7 +141,10 @@ def _mount_view(mounted: Mounted) -> MountView:
 
 
 async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
-    """Start the agent, serve until `stop`, and end it in order. Raises ConfigError, StoreError, HolderError."""
+    """Start the agent, serve until `stop`, end it in order. Raises ConfigError, StoreError, HolderError.
+
+    What is unanswered at the end stays in the in-flight table for the successor.
+    """
     loop = asyncio.get_running_loop()
     metrics = Metrics()
     async with AsyncExitStack() as stack:
@@ -154,8 +156,7 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         origins = Origins(config.origin, engine, metrics)
         stack.push_async_callback(origins.close)
         filler = Filler(store, origins, clock, metrics, config.mount.patience, random.Random())
-        stack.push_async_callback(filler.close)
-        node = Node(config, clock, store, origins, metrics)
+        node = Node(config, clock, store, metrics)
         runner = await serve_metrics(monitoring(metrics, node.unready), config.metrics.address)
         stack.push_async_callback(runner.cleanup)
         holder, shape, held = await asyncio.to_thread(
@@ -168,6 +169,7 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         services = Services(loop, store, filler, metrics, pool, holder, Buffers())
         mounts = Mounts(services, table, origins.resolve)
         stack.callback(mounts.close)
+        stack.push_async_callback(filler.close)
         stack.push_async_callback(asyncio.to_thread, pool.close)
         await mounts.adopt(held)
         await node.serve(mounts)

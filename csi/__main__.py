@@ -1,4 +1,7 @@
-"""`headrace-csi`: the commands' arguments and exit statuses; each command's work is in its own module."""
+"""`headrace-csi`: the commands' arguments and exit statuses; each command's work is in its own module.
+
+Modules are imported by the command that needs them: the holder stays small, without gRPC in its process.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,93 @@ import argparse
 import importlib.metadata
 import logging
 import os
+import socket
 import sys
 
 from csi.holder.hold import CannotHold, hold
+from csi.holder.sockets import SocketTaken
 
 RUN_DIRECTORY = "/run/headrace"
+CSI_SOCKET = f"{RUN_DIRECTORY}/csi.sock"
+HOLDER_SOCKET = f"{RUN_DIRECTORY}/holder.sock"
+ADMIN_SOCKET = f"{RUN_DIRECTORY}/admin.sock"
+TARGET_ROOT = "/var/lib/kubelet"
 
 
-def _hold(arguments: argparse.Namespace) -> None:
-    hold(arguments.holder_socket, arguments.agent_user, arguments.store, _build())
+class _Failed(Exception):
+    """What a command ends with: one line."""
 
 
 def _build() -> str:
     return importlib.metadata.version("headrace")
+
+
+def _hold(arguments: argparse.Namespace) -> None:
+    _need_root()
+    hold(arguments.holder_socket, arguments.agent_user, arguments.store, _build())
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from csi.serve import ServeSettings, serve
+
+    _need_root()
+    for root in arguments.target_root or ():
+        if not os.path.isdir(root):
+            raise _Failed(f"--target-root: {root} is not a directory; make it first")
+    directory = os.path.dirname(os.path.abspath(arguments.csi_socket))
+    if not os.path.isdir(directory):
+        raise _Failed(f"--csi-socket: {directory} is not there; `headrace-csi hold` makes {RUN_DIRECTORY}")
+    serve(
+        ServeSettings(
+            csi_socket=arguments.csi_socket,
+            holder_socket=arguments.holder_socket,
+            admin_socket=arguments.admin_socket,
+            target_roots=arguments.target_root or [TARGET_ROOT],
+            node_id=arguments.node_id,
+            build=_build(),
+        )
+    )
+
+
+def _mount(arguments: argparse.Namespace) -> None:
+    from csi.mounting import CallFailed, mount
+
+    _need_root()
+    try:
+        path = mount(arguments.csi_socket, arguments.uri, arguments.target)
+    except CallFailed as error:
+        raise _Failed(str(error)) from error
+    _say(f"{arguments.uri} is on {path}")
+
+
+def _umount(arguments: argparse.Namespace) -> None:
+    from csi.mounting import CallFailed, umount
+
+    _need_root()
+    try:
+        path = umount(arguments.csi_socket, arguments.target)
+    except CallFailed as error:
+        raise _Failed(str(error)) from error
+    _say(f"{path} is free")
+
+
+def _manifest(arguments: argparse.Namespace) -> None:
+    from csi.manifest import BadManifest, manifest
+
+    try:
+        text = manifest(arguments.uri, arguments.name, arguments.namespace)
+    except BadManifest as error:
+        raise _Failed(str(error)) from error
+    _say(text, end="")
+
+
+def _say(text: str, end: str = "\n") -> None:
+    print(text, end=end)  # noqa: T201
+
+
+def _need_root() -> None:
+    if os.geteuid() != 0:
+        raise _Failed("mounting needs root; run it with sudo")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -27,29 +104,71 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_build()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    command = commands.add_parser("hold", help="mount and keep the descriptors (root)", allow_abbrev=False)
-    command.add_argument("--holder-socket", default=f"{RUN_DIRECTORY}/holder.sock", metavar="PATH")
+
+    command = commands.add_parser("hold", help="mount, and keep the descriptors", allow_abbrev=False)
+    command.add_argument("--holder-socket", default=HOLDER_SOCKET, metavar="PATH")
     command.add_argument("--agent-user", metavar="NAME", help="whom to serve beside root")
     command.add_argument(
-        "--store", action="append", default=[], metavar="DIR", help="a store directory; repeatable"
+        "--store", action="append", default=[], metavar="DIR", help="a store's directory; repeatable"
     )
     command.set_defaults(run=_hold)
+
+    command = commands.add_parser("serve", help="serve CSI's node calls", allow_abbrev=False)
+    command.add_argument("--csi-socket", default=CSI_SOCKET, metavar="PATH")
+    command.add_argument("--holder-socket", default=HOLDER_SOCKET, metavar="PATH")
+    command.add_argument("--admin-socket", default=ADMIN_SOCKET, metavar="PATH")
+    command.add_argument(
+        "--target-root", action="append", metavar="DIR", help=f"repeatable; default {TARGET_ROOT}"
+    )
+    command.add_argument(
+        "--node-id", default=socket.gethostname(), metavar="NAME", help="default: the host's name"
+    )
+    command.set_defaults(run=_serve)
+
+    _add_user_commands(commands)
     return parser
+
+
+def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser("mount", help="mount a dataset on a directory", allow_abbrev=False)
+    command.add_argument("--csi-socket", default=CSI_SOCKET, metavar="PATH")
+    command.add_argument("uri", metavar="URI")
+    command.add_argument("target", metavar="TARGET")
+    command.set_defaults(run=_mount)
+
+    command = commands.add_parser("umount", help="take it off again", allow_abbrev=False)
+    command.add_argument("--csi-socket", default=CSI_SOCKET, metavar="PATH")
+    command.add_argument("target", metavar="TARGET")
+    command.set_defaults(run=_umount)
+
+    command = commands.add_parser(
+        "manifest", help="print the PersistentVolume and the claim to apply", allow_abbrev=False
+    )
+    command.add_argument("uri", metavar="URI")
+    command.add_argument("--name", required=True, metavar="NAME", help="of both")
+    command.add_argument("--namespace", default="default", metavar="NAME", help="the claim's")
+    command.set_defaults(run=_manifest)
 
 
 def main() -> int:
     """Run a command; the exit status of DESIGN.md: 0 done, 1 failed, 2 wrong usage (argparse)."""
     arguments = _parser().parse_args()
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    if os.geteuid() != 0:
-        print(f"headrace-csi {arguments.command}: needs root; run it with sudo", file=sys.stderr)  # noqa: T201
-        return 1
     try:
         arguments.run(arguments)
-    except CannotHold as error:
-        print(f"headrace-csi {arguments.command}: {error}", file=sys.stderr)  # noqa: T201
-        return 1
+    except (_Failed, CannotHold, SocketTaken) as error:
+        return _failed(arguments.command, str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _failed(arguments.command, f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        return _failed(arguments.command, "interrupted")
     return 0
+
+
+def _failed(command: str, line: str) -> int:
+    print(f"headrace-csi {command}: {line}", file=sys.stderr)  # noqa: T201
+    return 1
 
 
 if __name__ == "__main__":

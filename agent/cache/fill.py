@@ -107,6 +107,7 @@ class Filler:
         self._flights: dict[tuple[str, int], Flight] = {}
         self._lanes: dict[str, Lane] = {}
         self._setbacks: dict[tuple[str, int], tuple[float, HeadraceError]] = {}
+        self._closing = False
         self._fills = {
             State.DONE: metrics.fills_done,
             State.FAILED: metrics.fills_failed,
@@ -115,6 +116,8 @@ class Filler:
 
     def read(self, cached: CachedObject, reader: Reader) -> None:
         """Have a reader told when its extent is there: `resume`, `ready`, or `fail`; never none of them."""
+        if self._closing:
+            return
         if reader.deadline is None:
             reader.deadline = self._clock.monotonic() + self._patience
         while (gap := cached.first_gap(reader.extent)) is not None:
@@ -140,7 +143,7 @@ class Filler:
 
     def prefetch(self, cached: CachedObject, chunks: range, owner: object) -> None:
         """Fill chunks ahead of `owner`, less urgently than what readers wait for."""
-        for chunk in chunks:
+        for chunk in () if self._closing else chunks:
             if not cached.present[chunk] and self._setback(cached, chunk) is None:
                 self._want(cached, chunk, Urgency.PREFETCH).owners.add(owner)
 
@@ -152,7 +155,9 @@ class Filler:
                 self._end_if_unwanted(flight)
 
     async def close(self) -> None:
-        """Cancel every flight and wait until it is over; its readers fail."""
+        """Cancel every flight and wait until it is over. Its readers are told nothing: a successor serves
+        them (agent/mount/inflight.py), and what is read from now on is not taken up."""
+        self._closing = True
         flights = list(self._flights.values())
         for flight in flights:
             self._cancel(flight)
@@ -290,7 +295,7 @@ class Filler:
             self._set_back(flight, error)
             self._metrics.count_error(error)
         for reader in self._left_behind(flight):
-            if state is State.FAILED and error is not None:
+            if state is State.FAILED and error is not None and not self._closing:
                 reader.fail(error)
             else:
                 self.read(flight.cached, reader)  # a cancelled flight starts again for whoever came late

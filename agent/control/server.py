@@ -8,10 +8,10 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from agent.errors import ConfigError
 
@@ -82,15 +82,9 @@ def _remove_stale(path: Path) -> None:
     path.unlink()
 
 
-def _only(
-    allowed: frozenset[int],
-) -> Callable[
-    [web.Request, Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[web.StreamResponse]
-]:
+def _only(allowed: frozenset[int]) -> Middleware:
     @web.middleware
-    async def check(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         uid = peer_uid(request)
         if uid not in allowed:
             log.warning("refused uid %s at the admin socket", uid)

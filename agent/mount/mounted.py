@@ -274,11 +274,11 @@ class Mounted:
         """The reply to OPEN. Refused(ESTALE) makes the kernel look the name up again, and find the nodeid
         under which the file is served now."""
         ino, generation = split(nodeid)
-        if generation != self._current_generation(ino, cached):
-            # A file that is bound by itself is never looked up again: the second time, serve what it has.
-            if generation % 2 or nodeid not in self._stale_told:
-                self._stale_told.add(nodeid)
-                raise Refused(errno.ESTALE)
+        current = self._current_generation(ino, cached)
+        # A file that is bound by itself is never looked up again: the second time, serve what it has.
+        if generation != current and (generation % 2 or nodeid not in self._stale_told):
+            self._stale_told.add(nodeid)
+            raise Refused(errno.ESTALE)
         if generation % 2 == 0:
             self.metrics.opens_cached.inc()
             return wire.encode_open(number, CACHED_FLAGS)

@@ -15,10 +15,10 @@ from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
 from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-untyped]
 
 from agent.content import Extent
+from agent.origin.url import endpoint_of, host_header, range_header, request_target
 from agent.origin.version import expect_header, quoted
-from agent.transfer.request import Endpoint, RangedGet
+from agent.transfer.request import RangedGet
 
-_PORTS = {"http": 80, "https": 443}
 PROBE_KEY = "k"
 
 
@@ -44,23 +44,6 @@ def address_of(presigned: str) -> BucketAddress:
 def object_path(key: str) -> str:
     """The percent-encoded path of a key (unreserved characters of RFC 3986 and '/' stay as they are)."""
     return quote(key.encode("utf-8", "surrogateescape"), safe="/~")
-
-
-def endpoint_of(url: str) -> Endpoint:
-    """The endpoint that a URL names."""
-    parts = urlsplit(url)
-    return Endpoint(parts.scheme, parts.hostname or "", parts.port or _PORTS[parts.scheme])
-
-
-def host_header(endpoint: Endpoint) -> str:
-    """The Host header for an endpoint: no default port, brackets around IPv6 (RFC 9110, 7.2)."""
-    host = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
-    return host if _PORTS[endpoint.scheme] == endpoint.port else f"{host}:{endpoint.port}"
-
-
-def range_header(extent: Extent) -> str:
-    """The Range header for an extent that is not empty (RFC 9110, 14.1.2)."""
-    return f"bytes={extent.offset}-{extent.end - 1}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +79,7 @@ def ranged_get(
         headers = _signed(url, headers, credentials, address.region)
     return RangedGet(
         endpoint=endpoint,
-        target=url[len(f"{endpoint.scheme}://{urlsplit(url).netloc}") :],
+        target=request_target(url),
         headers=headers,
         extent=wanted.extent,
         size=wanted.size,

@@ -160,7 +160,7 @@ class Connection:
         return data
 
     def _fill(self, view: memoryview) -> int:
-        """Fill `view` if it can be; the count of bytes, 0 at the end. A stall with nothing received raises."""
+        """Fill `view` if it can be; the count of bytes, 0 at the end. A stall before any byte raises."""
         done = min(len(self._rest), len(view))
         if done:
             view[:done] = self._rest[:done]

@@ -119,11 +119,8 @@ class Engine:
 
     def _take_body(self, get: RangedGet, sink: Sink, connection: Connection, head: ResponseHead) -> None:
         length = get.extent.length
-        if head.chunked:
-            pieces = connection.chunked_body(length)
-        else:
-            pieces = connection.body(length, self._buffer())
-        for piece in pieces:
+        body = connection.chunked_body(length) if head.chunked else connection.body(length, self._buffer())
+        for piece in body:
             sink.write(piece)
 
     def _buffer(self) -> memoryview:

@@ -55,7 +55,7 @@ class Landing:
         return self._extent.length
 
     def write(self, data: memoryview) -> None:
-        """Take the next bytes. Raises StoreFull or StoreFailed where the disk does; ValueError past the end."""
+        """Take the next bytes. Raises StoreFull or StoreFailed as the disk does; ValueError past the end."""
         start = self._position
         if start + len(data) > self.end:
             raise ValueError(f"{len(data)} bytes at {start} go past {self.end}")
@@ -68,7 +68,7 @@ class Landing:
         return self._hash.digest()
 
     def wait(self, waiter: Waiter) -> bool:
-        """Let a waiter know when its bytes are there; False where they are already (it is not called then)."""
+        """Tell a waiter when its bytes are there; False where they are already (it is not called then)."""
         with self._lock:
             if waiter.needs <= self._position:
                 return False

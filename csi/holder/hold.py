@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import pwd
@@ -19,6 +18,7 @@ from csi.holder.inflight import InFlightTable
 from csi.holder.mounts import Mounts
 from csi.holder.operations import Operations
 from csi.holder.server import Server
+from csi.holder.sockets import private_files, socket_lock
 from csi.holder.targets import Targets
 
 _log = logging.getLogger("headrace.holder")
@@ -29,7 +29,10 @@ class CannotHold(Exception):
 
 
 def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build: str) -> None:
-    """Run the holder; returns after SIGTERM or SIGINT, with everything unmounted. Raises CannotHold."""
+    """Run the holder; returns after SIGTERM or SIGINT, with everything unmounted.
+
+    Raises CannotHold, SocketTaken.
+    """
     uid, gid = _agent_ids(agent_user)
     devices = frozenset(_device(store) for store in stores)
     _allow_descriptors()
@@ -37,7 +40,7 @@ def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         directory = _make_directories(os.path.realpath(os.path.dirname(socket_path) or "."), gid)
-        with _alone(socket_path), _stop_signal() as wake:
+        with socket_lock(socket_path), _stop_signal() as wake:
             stale.clean(directory)
             mounts = Mounts(directory, devices)
             operations = Operations(mounts, Targets(mounts), InFlightTable.create(), build)
@@ -108,34 +111,12 @@ def _make_directories(directory: str, gid: int) -> str:
 
 
 @contextmanager
-def _alone(socket_path: str) -> Iterator[None]:
-    """One holder a socket: the lock ends with the process, the file stays."""
-    path = f"{socket_path}.lock"
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CannotHold(f"{socket_path}: another holder runs there; stop it first") from None
-        yield
-    finally:
-        os.close(lock)
-
-
-@contextmanager
 def _listening(path: str, gid: int) -> Iterator[socket.socket]:
-    """The socket, closed to others from its first moment on; a killed holder's is replaced."""
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise CannotHold(f"{path}: is there and no socket; remove it or choose another --holder-socket")
-        os.unlink(path)
+    """The socket, for root and the agent's group."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     with listener:
-        before = os.umask(0o177)
-        try:
+        with private_files():
             listener.bind(path)
-        finally:
-            os.umask(before)
         os.chown(path, 0, gid)
         os.chmod(path, 0o660)
         listener.listen(16)
