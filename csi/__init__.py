@@ -1,1 +1,1 @@
-"""The CSI driver `csi.headrace.io`: the holder, the node service, and the mount command that is its client."""
+"""The CSI driver `csi.headrace.io`: the holder, the node service, and the mount command, its client."""

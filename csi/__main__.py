@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_user_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_user_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser("mount", help="mount a dataset on a directory", allow_abbrev=False)
     command.add_argument("--csi-socket", default=CSI_SOCKET, metavar="PATH")
     command.add_argument("uri", metavar="URI")

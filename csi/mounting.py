@@ -1,0 +1,92 @@
+"""`headrace-csi mount` and `umount`: kubelet's calls, made by hand, so that there is one way to mount."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from csi import services
+from csi.proto import csi_pb2
+
+MOUNT_DEADLINE = 330.0  # seconds: the agent's default patience with an origin, and some
+UNMOUNT_DEADLINE = 60.0  # seconds
+
+
+class CallFailed(Exception):
+    """The CSI server is not there or refused: one line."""
+
+
+def mount(csi_socket: str, uri: str, target: str) -> str:
+    """Publish the dataset on the target; returns the target's full path. Raises CallFailed."""
+    path = full_path(target)
+    request = csi_pb2.NodePublishVolumeRequest(
+        volume_id=volume_id(path),
+        target_path=path,
+        volume_capability=csi_pb2.VolumeCapability(
+            mount=csi_pb2.VolumeCapability.MountVolume(),
+            access_mode=csi_pb2.VolumeCapability.AccessMode(
+                mode=csi_pb2.VolumeCapability.AccessMode.MULTI_NODE_READER_ONLY
+            ),
+        ),
+        readonly=True,
+        volume_context={"uri": uri},
+    )
+    with _channel(csi_socket) as channel:
+        services.NODE_PUBLISH_VOLUME.call(channel, request, MOUNT_DEADLINE)
+    return path
+
+
+def umount(csi_socket: str, target: str) -> str:
+    """Unpublish what is on the target; returns the target's full path. Raises CallFailed."""
+    path = full_path(target)
+    request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume_id(path), target_path=path)
+    with _channel(csi_socket) as channel:
+        services.NODE_UNPUBLISH_VOLUME.call(channel, request, UNMOUNT_DEADLINE)
+    return path
+
+
+def full_path(target: str) -> str:
+    """Absolute, the parent's symbolic links resolved (serve follows none); the target is not touched."""
+    absolute = os.path.abspath(target)
+    return os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
+
+
+def volume_id(path: str) -> str:
+    """The same for the same target, and short whatever the path."""
+    return f"mount-{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}"
+
+
+@contextmanager
+def _channel(csi_socket: str) -> Iterator[grpc.Channel]:
+    path = os.path.abspath(csi_socket)
+    _check_listening(path)
+    # An authority of its own: grpc would make one of the path, which HTTP/2 servers may refuse.
+    with grpc.insecure_channel(f"unix:{path}", options=[("grpc.default_authority", "localhost")]) as channel:
+        try:
+            yield channel
+        except grpc.RpcError as error:
+            raise CallFailed(_line(error)) from error
+
+
+def _check_listening(path: str) -> None:
+    """grpc tells a missing server late and in many words."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        try:
+            trial.connect(path)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise CallFailed(f"CSI socket {path}: {reason}; start `headrace-csi serve`") from error
+
+
+def _line(error: grpc.RpcError) -> str:
+    """The server's own line; RpcError is a grpc.Call here, which the stubs do not say."""
+    if not isinstance(error, grpc.Call):
+        return str(error)
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return "no answer in time; the agent may still be at it: try again"
+    return " ".join((error.details() or error.code().name).split())

@@ -1,0 +1,80 @@
+"""CSI's services as tables: which methods there are, and how one is called on either end.
+
+Written by hand, as the generated service stubs would tie the product to one release of grpcio.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+
+from csi.failures import FAILURES, grpc_status
+from csi.proto import csi_pb2
+
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+
+@dataclass(frozen=True)
+class Method(Generic[RequestT, ResponseT]):
+    """One unary method."""
+
+    service: str
+    name: str
+    request: type[RequestT]
+    response: type[ResponseT]
+
+    def handler(self, answer: Callable[[RequestT], Awaitable[ResponseT]]) -> grpc.GenericRpcHandler:
+        """For a grpc.aio server: `answer`, its failures turned to a gRPC code and one line."""
+
+        async def run(request: RequestT, context: grpc.aio.ServicerContext[RequestT, ResponseT]) -> ResponseT:
+            try:
+                return await answer(request)
+            except FAILURES as error:
+                code, message = grpc_status(error)
+            return await context.abort(code, message)
+
+        unary: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+            run,
+            request_deserializer=self.request.FromString,
+            response_serializer=self.response.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(self.service, {self.name: unary})
+
+    def call(self, channel: grpc.Channel, request: RequestT, deadline: float) -> ResponseT:
+        """Call it, in seconds at most `deadline`. Raises grpc.RpcError."""
+        unary = channel.unary_unary(
+            f"/{self.service}/{self.name}",
+            request_serializer=self.request.SerializeToString,
+            response_deserializer=self.response.FromString,
+        )
+        response: ResponseT = unary(request, timeout=deadline)
+        return response
+
+
+_IDENTITY, _NODE = "csi.v1.Identity", "csi.v1.Node"
+
+GET_PLUGIN_INFO = Method(
+    _IDENTITY, "GetPluginInfo", csi_pb2.GetPluginInfoRequest, csi_pb2.GetPluginInfoResponse
+)
+GET_PLUGIN_CAPABILITIES = Method(
+    _IDENTITY,
+    "GetPluginCapabilities",
+    csi_pb2.GetPluginCapabilitiesRequest,
+    csi_pb2.GetPluginCapabilitiesResponse,
+)
+PROBE = Method(_IDENTITY, "Probe", csi_pb2.ProbeRequest, csi_pb2.ProbeResponse)
+NODE_PUBLISH_VOLUME = Method(
+    _NODE, "NodePublishVolume", csi_pb2.NodePublishVolumeRequest, csi_pb2.NodePublishVolumeResponse
+)
+NODE_UNPUBLISH_VOLUME = Method(
+    _NODE, "NodeUnpublishVolume", csi_pb2.NodeUnpublishVolumeRequest, csi_pb2.NodeUnpublishVolumeResponse
+)
+NODE_GET_CAPABILITIES = Method(
+    _NODE, "NodeGetCapabilities", csi_pb2.NodeGetCapabilitiesRequest, csi_pb2.NodeGetCapabilitiesResponse
+)
+NODE_GET_INFO = Method(_NODE, "NodeGetInfo", csi_pb2.NodeGetInfoRequest, csi_pb2.NodeGetInfoResponse)
