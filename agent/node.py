@@ -38,7 +38,7 @@ class Node:
     """The running agent (a `Controlled` of agent/control/api.py)."""
 
     def __init__(
-        self, config: Config, clock: Clock, store: Store, origins: Origins, metrics: Metrics
+        self, config: Config, clock: Clock, store: Store, metrics: Metrics
     ) -> None:
         self._config = config
         self._clock = clock
