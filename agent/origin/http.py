@@ -1,0 +1,121 @@
+"""HTTP origins: one file by its URL, or a tree by a JSON index (agent/origin/http_index.py has the schema).
+
+A version is a strong ETag, else Last-Modified and the length; each GET is conditional on it and its answer is
+checked, also behind redirects. No credential is ever sent, so none can leak to another host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import unquote, urlsplit
+
+from agent.config import OriginConfig
+from agent.content import Dataset, Extent, ListedObject, ObjectRef, build_dataset
+from agent.errors import BadRequest, OriginError, OriginMisbehaved
+from agent.origin.http_index import is_index, listing
+from agent.origin.http_metadata import MAX_REDIRECTS, Described, Metadata
+from agent.origin.http_version import checker, conditions, version_text
+from agent.origin.receiver import Receiver
+from agent.origin.url import (
+    canonical,
+    endpoint_of,
+    host_header,
+    range_header,
+    redirected,
+    request_target,
+    shown_url,
+)
+from agent.origin.version import http_date_ns
+from agent.source import Budget, Sink
+from agent.transfer.request import RangedGet, Redirected
+
+STALL_TIMEOUT = 10.0  # seconds of silence in the middle of an answer; shorter where the deadline is
+
+
+class HttpOrigin:
+    """The HTTP servers of one prefix (an `Origin` of agent/source.py)."""
+
+    def __init__(self, settings: OriginConfig, receiver: Receiver, name: str = "http") -> None:
+        """`name` is the prefix that the settings belong to; budgets and metrics go by it."""
+        self._settings = settings
+        self._receiver = receiver
+        self._metadata = Metadata(settings)
+        self._budget = Budget(
+            name=name,
+            connections=settings.max_connections,
+            bytes_in_flight=settings.max_bytes_in_flight,
+            deadline=settings.deadline,
+        )
+
+    def budget(self, ref: ObjectRef) -> Budget:
+        """The budget that fetches of this object draw on: one for all of the prefix."""
+        return self._budget
+
+    async def resolve(self, uri: str) -> Dataset:
+        """The tree of the index, or the one file, at `uri`. Raises OriginError, BadRequest."""
+        url = canonical(uri)
+        if is_index(url, None):
+            return await self._tree(uri, url)
+        described = await self._metadata.describe(url)
+        if is_index(url, described.headers.get("content-type")):
+            return await self._tree(uri, url)
+        return build_dataset(uri, [self._file(url, described)])
+
+    async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
+        """Receive `[sink.position, sink.end)`, following redirects. Raises OriginError."""
+        url = canonical(ref.uri)
+        if sink.position >= sink.end:
+            return None
+        for _ in range(MAX_REDIRECTS + 1):
+            try:
+                return await self._receiver.receive(self._get(ref, url, sink), sink)
+            except Redirected as answer:
+                url = redirected(url, answer.location)
+        raise OriginError(f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
+
+    async def close(self) -> None:
+        """Close the connections that metadata questions keep."""
+        await self._metadata.close()
+
+    async def _tree(self, uri: str, url: str) -> Dataset:
+        text = await self._metadata.read(url)
+        allow = self._settings.allow_unversioned
+        files = await asyncio.to_thread(listing, text, url, allow_unversioned=allow)
+        return build_dataset(uri, files)
+
+    def _file(self, url: str, described: Described) -> ListedObject:
+        name = unquote(urlsplit(url).path.rpartition("/")[2], errors="surrogateescape")
+        if not name:
+            raise BadRequest(f"{shown_url(url)} names no file; a tree is named by its index.json")
+        if described.size is None:
+            raise OriginMisbehaved(f"{shown_url(url)}: the server does not tell the file's length")
+        modified = described.headers.get("last-modified")
+        version = version_text(
+            described.headers.get("etag"),
+            modified,
+            described.size,
+            name=shown_url(url),
+            allow_unversioned=self._settings.allow_unversioned,
+        )
+        return ListedObject(name, ObjectRef(url, version, described.size), http_date_ns(modified))
+
+    def _get(self, ref: ObjectRef, url: str, sink: Sink) -> RangedGet:
+        endpoint = endpoint_of(url)
+        extent = Extent(sink.position, sink.end - sink.position)
+        return RangedGet(
+            endpoint=endpoint,
+            target=request_target(url),
+            headers={
+                "Host": host_header(endpoint),
+                "Range": range_header(extent),
+                "Accept-Encoding": "identity",
+                "User-Agent": "headrace",
+                **conditions(ref.version),
+            },
+            extent=extent,
+            size=ref.size,
+            check=checker(ref.version, shown_url(url)),
+            name=shown_url(url),
+            verify_tls=self._settings.verify_tls,
+            stall_timeout=min(STALL_TIMEOUT, self._settings.deadline),
+        )
