@@ -1,0 +1,1 @@
+"""The `preload` command: warms datasets and images on chosen nodes before a campaign."""
