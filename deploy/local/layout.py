@@ -1,0 +1,129 @@
+"""Where a stack keeps its files, all below one directory, and the agent's configuration file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+OriginSettings = Mapping[str, str | int | bool]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths below `root`. They are short: a socket's path has at most 107 bytes (unix(7))."""
+
+    root: Path
+
+    @classmethod
+    def create(cls, agent_user: str) -> Layout:
+        """Make the directories in a new one below /tmp: the store and the admin socket's are the agent's."""
+        layout = cls(Path(tempfile.mkdtemp(prefix="headrace-", dir="/tmp")))
+        layout.root.chmod(0o711)
+        for private in (layout.s3, layout.stage, layout.control):
+            private.mkdir(mode=0o700)
+        for public in (layout.run, layout.targets, layout.logs):
+            public.mkdir()
+            public.chmod(0o755)
+        identity = pwd.getpwnam(agent_user)
+        for own, mode in ((layout.store, 0o700), (layout.admin, 0o755)):
+            own.mkdir()
+            own.chmod(mode)
+            os.chown(own, identity.pw_uid, identity.pw_gid)
+        return layout
+
+    def remove(self) -> None:
+        """Remove everything; nothing may be mounted there."""
+        shutil.rmtree(self.root)
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def holder_socket(self) -> Path:
+        return self.run / "holder.sock"
+
+    @property
+    def csi_socket(self) -> Path:
+        return self.run / "csi.sock"
+
+    @property
+    def admin(self) -> Path:
+        """The agent's own directory."""
+        return self.root / "admin"
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.admin / "admin.sock"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def targets(self) -> Path:
+        return self.root / "targets"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "agent.toml"
+
+    @property
+    def s3(self) -> Path:
+        return self.root / "s3"
+
+    @property
+    def stage(self) -> Path:
+        """For unprivileged.py."""
+        return self.root / "stage"
+
+    @property
+    def control(self) -> Path:
+        """For mounts.abort_connections."""
+        return self.root / "control"
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """What a stack's user may choose; sizes and durations as the file writes them."""
+
+    patience: str = "30s"
+    chunk_size: str = "8MiB"
+    reserve: str = "256MiB"
+    origins: Mapping[str, OriginSettings] | None = None  # prefix -> settings, over the stack's own of "s3://"
+    extra: str = ""  # TOML tables that go to the end of the file
+
+    def toml(self, layout: Layout, metrics_port: int, s3: OriginSettings) -> str:
+        """The agent's configuration file; `s3` is how the stack's own S3 server is reached."""
+        tables: dict[str, Mapping[str, object]] = {
+            "node": {"name": "local"},
+            "store": {
+                "directories": [str(layout.store)],
+                "chunk_size": self.chunk_size,
+                "reserve": self.reserve,
+            },
+            "mount": {"patience": self.patience},
+            "holder": {"socket": str(layout.holder_socket)},
+            "admin": {"socket": str(layout.admin_socket)},
+            "metrics": {"listen": f"127.0.0.1:{metrics_port}"},
+        }
+        origins = {"s3://": s3} | dict(self.origins or {})
+        origins["s3://"] = {**s3, **origins["s3://"]}
+        tables |= {f"origin.{json.dumps(prefix)}": given for prefix, given in origins.items()}
+        return "\n".join(_table(name, given) for name, given in tables.items()) + self.extra
+
+
+def _table(name: str, settings: Mapping[str, object]) -> str:
+    """JSON's texts, numbers, booleans and lists of them are TOML's too."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    return "\n".join([f"[{name}]", *lines, ""])

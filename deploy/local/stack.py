@@ -1,0 +1,310 @@
+"""Headrace on one machine: an S3 server, the holder, the agent and the CSI service, and a clean end.
+
+Each is a process of its own, as in a cluster, and can be stopped, killed and started by itself. The agent
+is an ordinary user without a capability (unprivileged.py); its credentials are in its environment, which
+only that user and root can read. The end always leaves no mount, no process and no directory: signals wait
+while it runs, what does not stop is killed, and what hangs on a mount is freed by aborting its connection.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from deploy.local.layout import AgentSettings, Layout
+from deploy.local.mounts import abort_connections, detach_below, mounts_below
+from deploy.local.probes import accepts, answers, samples
+from deploy.local.process import Process, StackError
+from deploy.local.s3 import SeaweedS3, free_ports
+from deploy.local.signals import deferred_signals, sigterm_raises
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+READY_WITHIN = 30.0  # seconds; each process takes one or two
+STOPPED_WITHIN = 15.0  # seconds after SIGTERM
+COMMAND_WITHIN = 60.0  # seconds for one mount or umount
+
+
+class LocalStack:
+    """The processes. A context manager that starts all of them; or start each, and call `close`."""
+
+    def __init__(
+        self,
+        settings: AgentSettings | None = None,
+        *,
+        s3: SeaweedS3 | None = None,
+        agent_user: str = "nobody",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Make the directory; nothing runs yet. `s3` is a server to use and leave running, else an own one.
+
+        `environment` is added to the agent's. Raises StackError without root.
+        """
+        if os.geteuid() != 0:
+            raise StackError("mounting needs root; run it with sudo")
+        self.settings = settings or AgentSettings()
+        self._agent_user = agent_user
+        self._agent_environment = dict(environment or {})
+        self._given_s3 = s3
+        self._own_s3: SeaweedS3 | None = None
+        self._processes: dict[str, Process] = {}
+        self._devices: set[str] = set()
+        self._signals = ExitStack()
+        self._named = 0
+        self._closed = False
+        (self.metrics_port,) = free_ports(1)
+        with deferred_signals():
+            self.layout = Layout.create(agent_user)
+
+    def __enter__(self) -> LocalStack:
+        try:
+            self._signals.enter_context(sigterm_raises())
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def s3(self) -> SeaweedS3:
+        """The S3 server. Raises StackError where it is not started."""
+        server = self._given_s3 or self._own_s3
+        if server is None:
+            raise StackError("the S3 server is not started")
+        return server
+
+    def start(self) -> None:
+        """Start all four, one after the other, each once the one before is ready."""
+        self.start_s3()
+        self.start_holder()
+        self.start_agent()
+        self.start_serve()
+
+    def start_s3(self) -> None:
+        """Start the own S3 server; nothing happens where one was given."""
+        if self._given_s3 is None:
+            self._own_s3 = SeaweedS3(self.layout.s3)
+
+    def start_holder(self) -> None:
+        """Start `headrace-csi hold`."""
+        path = self.layout.holder_socket
+        arguments = ["--agent-user", self._agent_user, "--store", str(self.layout.store)]
+        command = [*_csi("hold"), "--holder-socket", str(path), *arguments]
+        self._start("holder", command, self._environment(), lambda: accepts(path, socket.SOCK_SEQPACKET))
+
+    def start_agent(self) -> None:
+        """Write the configuration file and start `headrace-agent`."""
+        layout = self.layout
+        layout.config.write_text(self.config())
+        layout.config.chmod(0o644)
+        environment = self._environment() | self.s3.environment() | self._agent_environment
+        command = [*self._unprivileged(), "--", sys.executable, "-m", "agent", "--config", str(layout.config)]
+        self._start("agent", command, environment, lambda: answers(layout.admin_socket, "/v1/status"))
+
+    def start_serve(self) -> None:
+        """Start `headrace-csi serve`."""
+        layout = self.layout
+        command = [
+            *_csi("serve"),
+            *("--csi-socket", str(layout.csi_socket)),
+            *("--holder-socket", str(layout.holder_socket)),
+            *("--admin-socket", str(layout.admin_socket)),
+            *("--target-root", str(layout.targets)),
+        ]
+        self._start("serve", command, self._environment(), lambda: accepts(layout.csi_socket))
+
+    def config(self) -> str:
+        """The agent's configuration file."""
+        reached: dict[str, str | int | bool] = {
+            "endpoint_url": self.s3.endpoint,
+            "region": self.s3.region,
+            "path_style": True,
+        }
+        return self.settings.toml(self.layout, self.metrics_port, reached)
+
+    def stop_holder(self) -> None:
+        """Stop it by SIGTERM. Raises StackError where it had to be killed."""
+        self._end("holder", kill=False)
+
+    def kill_holder(self) -> None:
+        """End it by SIGKILL."""
+        self._end("holder", kill=True)
+
+    def stop_agent(self) -> None:
+        """Stop it by SIGTERM. Raises StackError where it had to be killed."""
+        self._end("agent", kill=False)
+
+    def kill_agent(self) -> None:
+        """End it by SIGKILL."""
+        self._end("agent", kill=True)
+
+    def restart_agent(self) -> None:
+        """Stop it by SIGTERM and start it again."""
+        self.stop_agent()
+        self.start_agent()
+
+    def stop_serve(self) -> None:
+        """Stop it by SIGTERM. Raises StackError where it had to be killed."""
+        self._end("serve", kill=False)
+
+    def kill_serve(self) -> None:
+        """End it by SIGKILL."""
+        self._end("serve", kill=True)
+
+    def process(self, name: str) -> Process:
+        """The running `holder`, `agent` or `serve`. Raises StackError where it does not run."""
+        if name not in self._processes:
+            raise StackError(f"the {name} is not started")
+        return self._processes[name]
+
+    def mount(self, uri: str, within: float = COMMAND_WITHIN) -> Path:
+        """Mount a dataset by `headrace-csi mount` and give its directory. Raises StackError."""
+        self._named += 1
+        target = self.layout.targets / f"{self._named}"
+        target.mkdir()
+        self.run(self._command("mount", uri, str(target)), within)
+        self._note_devices()
+        return target
+
+    def umount(self, target: Path, within: float = COMMAND_WITHIN) -> None:
+        """Unmount by `headrace-csi umount`, and remove the directory. Raises StackError."""
+        self.run(self._command("umount", str(target)), within)
+        target.rmdir()
+
+    def run(self, command: Sequence[str], within: float) -> str:
+        """Run a command to its end and give its output. Raises StackError where it fails or takes longer.
+
+        Whatever reads a mount runs like this: in another process, with a time limit.
+        """
+        self._named += 1
+        name = f"command {self._named}"
+        log = self.layout.logs / f"command-{self._named}.log"
+        with deferred_signals():
+            process = Process(
+                name,
+                command,
+                log,
+                directory=CHECKOUT,
+                environment=self._environment(),
+                output=subprocess.PIPE,
+            )
+            self._processes[name] = process
+        try:
+            output = process.output(within)
+            if status := process.wait(within):
+                raise process.error(f"({' '.join(command)}) ended with status {status}")
+            return output
+        finally:
+            if not process.running:
+                del self._processes[name]
+
+    def metrics(self) -> dict[str, float]:
+        """The agent's metrics, by name and labels as the text format writes them. Raises OSError."""
+        return samples(self.metrics_port)
+
+    def close(self) -> None:
+        """End everything, whatever state it is in; a second call does nothing.
+
+        Raises StackError, at the end, for what had to be killed or could not be taken away.
+        """
+        with deferred_signals():
+            if self._closed:
+                return
+            self._closed = True
+            problems = self._clean()
+            self._signals.close()
+        if problems:
+            raise StackError("\n".join(problems))
+
+    def _clean(self) -> list[str]:
+        """Commands and `serve` first; the holder unmounts while the agent still answers; then the agent."""
+        self._note_devices()
+        problems: list[str] = []
+        order = [name for name in self._processes if name.startswith("command")]
+        for name in [*order, "serve", "holder", "agent"]:
+            if name in self._processes:
+                _noting(problems, lambda name=name: self._end(name, kill=name in order))  # type: ignore[misc]
+        _noting(problems, lambda: detach_below(self.layout.root))
+        if self._processes:
+            _noting(problems, self._free)
+        if self._own_s3 is not None:
+            self._own_s3.stop()
+        if mounts_below(self.layout.root):
+            problems.append(f"{self.layout.root} has mounts that cannot be taken away; it is left")
+        else:
+            _noting(problems, self.layout.remove)
+        return problems
+
+    def _free(self) -> None:
+        """The last resort: what SIGKILL did not end waits for a mount of ours."""
+        abort_connections(self._devices, self.layout.control)
+        for name in list(self._processes):
+            self._end(name, kill=True)
+
+    def _note_devices(self) -> None:
+        self._devices |= {entry.device for entry in mounts_below(self.layout.root) if entry.ours}
+
+    def _start(
+        self, name: str, command: Sequence[str], environment: Mapping[str, str], ready: Callable[[], bool]
+    ) -> None:
+        if name in self._processes:
+            raise StackError(f"the {name} is started already")
+        log = self.layout.logs / f"{name}.log"
+        with deferred_signals():
+            process = Process(name, command, log, directory=CHECKOUT, environment=environment)
+            self._processes[name] = process
+        process.await_ready(ready, READY_WITHIN)
+
+    def _end(self, name: str, *, kill: bool) -> None:
+        process = self.process(name)
+        try:
+            if kill:
+                process.kill()
+            else:
+                process.stop(STOPPED_WITHIN)
+        finally:
+            if not process.running:
+                del self._processes[name]
+
+    def _command(self, name: str, *arguments: str) -> list[str]:
+        return [*_csi(name), "--csi-socket", str(self.layout.csi_socket), *arguments]
+
+    def _unprivileged(self) -> list[str]:
+        """The command that becomes the agent's user, with all that Python needs within its reach."""
+        needed = dict.fromkeys(
+            [CHECKOUT / "agent", CHECKOUT / "csi", Path(sys.prefix), Path(sys.base_prefix)]
+        )
+        return [
+            *("unshare", "--mount", "--propagation", "private", "--"),
+            *(sys.executable, "-m", "deploy.local.unprivileged", self._agent_user, str(self.layout.stage)),
+            *map(str, needed),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        """A small one, the same whoever calls: no proxies, no credentials, no settings of Python's."""
+        return {
+            "PATH": os.environ.get("PATH", os.defpath),
+            "HOME": str(self.layout.admin),
+            "LANG": "C.UTF-8",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+
+
+def _csi(command: str) -> list[str]:
+    return [sys.executable, "-m", "csi", command]
+
+
+def _noting(problems: list[str], step: Callable[[], None]) -> None:
+    """Do one step of the cleaning; the next must be done whatever comes of it."""
+    try:
+        step()
+    except (StackError, OSError, subprocess.SubprocessError) as error:
+        problems.append(str(error))
