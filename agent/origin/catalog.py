@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from agent.config import OriginConfig
 from agent.content import Dataset, ObjectRef
 from agent.errors import BadRequest
+from agent.metrics import Metrics
 from agent.origin.receiver import Receiver
 from agent.source import Budget, Origin, Sink
 
@@ -23,10 +24,11 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*")  # RFC 3986, 3.1, and '_', whi
 class Origins:
     """An `Origin` (agent/source.py) made of all of them; one instance per scheme and settings prefix."""
 
-    def __init__(self, settings: Mapping[str, OriginConfig], receiver: Receiver) -> None:
+    def __init__(self, settings: Mapping[str, OriginConfig], receiver: Receiver, metrics: Metrics) -> None:
         """`settings` are keyed by URI prefixes, as `[origin."PREFIX"]` gives them."""
         self._settings = dict(settings)
         self._receiver = receiver
+        self._metrics = metrics
         self._origins: dict[tuple[str, str], Origin] = {}
 
     def budget(self, ref: ObjectRef) -> Budget:
@@ -35,11 +37,17 @@ class Origins:
 
     async def resolve(self, uri: str) -> Dataset:
         """List what is at `uri` now. Raises OriginError; BadRequest for a URI of no known kind."""
+        self._metrics.origin_metadata_requests(f"{scheme_of(uri)}://").inc()
         return await self._of(uri).resolve(uri)
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
         """Bring the sink's bytes from the origin that has this object. Raises OriginError."""
-        await self._of(ref.uri).fetch(ref, sink)
+        name, before = self.budget(ref).name, sink.position
+        self._metrics.origin_object_requests(name).inc()
+        try:
+            await self._of(ref.uri).fetch(ref, sink)
+        finally:
+            self._metrics.origin_bytes.labels(name).inc(sink.position - before)
 
     async def close(self) -> None:
         """Give back connections and threads of all of them."""
