@@ -1,8 +1,8 @@
 """Every other origin that fsspec has a driver for (`gs://`, `az://`, `hf://`, `memory://` ...).
 
-No request can be made conditional through fsspec, so the version is compared by `info()` before and after the
-bytes of each chunk: an object that changed and changed back in between is not noticed. Drivers block, or run a
-loop of their own; they are called in threads of this origin only.
+No request can be made conditional through fsspec, so the version is compared by `info()` before and after
+the bytes of each chunk: an object that changed and changed back in between is not noticed. Drivers block, or
+run a loop of their own; they are called in threads of this origin only.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class GenericOrigin:
         return build_dataset(uri, [self._listed(driver, f"{root}/{item.key}", item) for item in items])
 
     def _trusted(self, driver: Driver, root: str, found: list[Listed]) -> list[Listed]:
-        """The listing, with `info` of each file where the driver's listing tells another version than that."""
+        """The listing, with `info` of all files where the driver's listing tells another version."""
         files = [item for item in found if not item.key.endswith("/")]
         if not files:
             return found

@@ -26,8 +26,12 @@ from agent.errors import (
 PIECE = 1024 * 1024
 # These read local files (past the check for our own mounts), or wrap another file system in a cache.
 REFUSED = frozenset(
-    "asynclocal async_wrapper blockcache cached chroot dask data dir file filecache generic git "
-    "libarchive local reference simplecache tar zip".split()
+    {
+        *("asynclocal", "data", "dir", "file", "git", "libarchive", "local", "tar", "zip"),
+        *("async_wrapper", "asyncwrapper", "blockcache", "cached", "chroot", "dask", "filecache"),
+        *("generic", "reference", "simplecache"),
+        *("http", "https", "s3", "s3a"),  # these have origins of their own, with conditional reads
+    }
 )
 
 
@@ -50,7 +54,7 @@ class Driver:
             options = self._class._get_kwargs_from_urls(uri)
             self._files: Any = self._class(skip_instance_cache=True, **options)
         cache = getattr(self._files, "dircache", None)
-        if hasattr(cache, "use_listings_cache"):
+        if cache is not None and hasattr(cache, "use_listings_cache"):
             cache.use_listings_cache = False
 
     def info(self, uri: str) -> Mapping[str, Any]:

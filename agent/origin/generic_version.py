@@ -1,4 +1,4 @@
-"""What proves a version in what fsspec file systems say of a file (`info`), whose fields each names its own way.
+"""What proves a version in what fsspec drivers say of a file (`info`); each names the fields its own way.
 
 The text is "field=value"; the same field is compared later, so a driver that tells more in one place than in
 another does no harm. Times count together with the size.

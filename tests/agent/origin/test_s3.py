@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -140,8 +141,9 @@ async def test_markers_of_empty_directories_become_directories(
 async def test_more_keys_than_one_page_are_all_listed(
     seaweed: SeaweedS3, origin: S3Origin, bucket: str
 ) -> None:
-    for number in range(1005):
-        seaweed.put(bucket, f"t/{number:04}", b"")
+    seaweed.make_bucket(bucket)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: seaweed.put(bucket, f"t/{number:04}", b""), range(1005)))
     dataset = await origin.resolve(f"s3://{bucket}/t")
     assert [entry.path for entry in dataset.entries] == [f"{number:04}" for number in range(1005)]
 
