@@ -58,4 +58,4 @@ def samples(port: int) -> dict[str, float]:
     finally:
         connection.close()
     pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
-    return {name: float(value) for name, value in pairs}
+    return {name: float(value) for name, value in pairs if not name.partition("{")[0].endswith("_created")}

@@ -22,8 +22,6 @@ import botocore.session  # type: ignore[import-untyped]
 from botocore.config import Config  # type: ignore[import-untyped]
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
-from deploy.local.signals import deferred_signals
-
 REGION = "us-east-1"
 GRPC_OFFSET = 10_000  # SeaweedFS listens for gRPC on each port plus this
 READY_WITHIN = 30.0  # seconds; about one on a quiet machine
@@ -45,8 +43,7 @@ class SeaweedS3:
         self._write_identities()
         self._log = (self.directory / "weed.log").open("wb")
         self._client: Any = self._connect()
-        with deferred_signals():
-            self._process = self._start(self._command(master, volume, filer, admin))
+        self._process = self._start(self._command(master, volume, filer, admin))
         try:
             self._await_ready(ready_within)
         except BaseException:

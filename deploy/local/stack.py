@@ -39,16 +39,19 @@ class LocalStack:
         s3: SeaweedS3 | None = None,
         agent_user: str = "nobody",
         environment: Mapping[str, str] | None = None,
+        stopped_within: float = STOPPED_WITHIN,
     ) -> None:
         """Make the directory; nothing runs yet. `s3` is a server to use and leave running, else an own one.
 
-        `environment` is added to the agent's. Raises StackError without root.
+        `environment` is added to the agent's; after `stopped_within` seconds SIGTERM gives way to SIGKILL.
+        Raises StackError without root.
         """
         if os.geteuid() != 0:
             raise StackError("mounting needs root; run it with sudo")
         self.settings = settings or AgentSettings()
         self._agent_user = agent_user
         self._agent_environment = dict(environment or {})
+        self._stopped_within = stopped_within
         self._given_s3 = s3
         self._own_s3: SeaweedS3 | None = None
         self._processes: dict[str, Process] = {}
@@ -89,8 +92,9 @@ class LocalStack:
 
     def start_s3(self) -> None:
         """Start the own S3 server; nothing happens where one was given."""
-        if self._given_s3 is None:
-            self._own_s3 = SeaweedS3(self.layout.s3)
+        if self._given_s3 is None and self._own_s3 is None:
+            with deferred_signals():
+                self._own_s3 = SeaweedS3(self.layout.s3)
 
     def start_holder(self) -> None:
         """Start `headrace-csi hold`."""
@@ -268,7 +272,7 @@ class LocalStack:
             if kill:
                 process.kill()
             else:
-                process.stop(STOPPED_WITHIN)
+                process.stop(self._stopped_within)
         finally:
             if not process.running:
                 del self._processes[name]
