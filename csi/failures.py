@@ -24,8 +24,10 @@ AGENT_CODES: Final = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.ABORTED,  # the origin changed meanwhile
     502: grpc.StatusCode.FAILED_PRECONDITION,
     503: grpc.StatusCode.UNAVAILABLE,
+    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 HOLDER_CODES: Final = {
     "bad-request": grpc.StatusCode.INVALID_ARGUMENT,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -77,7 +78,10 @@ class HolderConnection:
         return opened
 
     def _greet(self, role: str, build: str) -> None:
-        self._socket.settimeout(self._timeout)
+        # Not a Python timeout: a non-blocking connect fails at once where the holder's backlog is full.
+        seconds, fraction = divmod(self._timeout, 1)
+        limit = struct.pack("ll", int(seconds), int(fraction * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             self._socket.connect(self._path)
         except OSError as error:

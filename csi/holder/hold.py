@@ -119,7 +119,7 @@ def _listening(path: str, gid: int) -> Iterator[socket.socket]:
             listener.bind(path)
         os.chown(path, 0, gid)
         os.chmod(path, 0o660)
-        listener.listen(16)
+        listener.listen()
         try:
             yield listener
         finally:

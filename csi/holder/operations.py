@@ -38,6 +38,7 @@ class Client:
     """One connection's state: who it is, and what it said in its hello."""
 
     peer: Peer
+    gone: Callable[[], bool]  # whether the other end has closed, also where that is not yet read
     role: str | None = None
 
 
@@ -81,7 +82,7 @@ class Request:
 
     def target(self) -> str:
         target = self.text("target", MAX_TARGET)
-        if not target.startswith("/") or target == "/" or os.path.normpath(target) != target:
+        if not target.startswith("/") or {"", ".", ".."} & set(target[1:].split("/")):
             raise Refused(
                 "bad-request", "target must be an absolute path without '.', '..', '//' or a '/' at its end"
             )
@@ -174,6 +175,8 @@ class Operations:
             self._claimant = None
 
     def _hello(self, request: Request) -> Replies:
+        if request.client.role is not None:
+            raise Refused("bad-request", "hello was said already")
         offered = request.message.get("versions")
         versions = [item for item in offered if item in VERSIONS] if isinstance(offered, list) else []
         if not versions:
@@ -188,8 +191,9 @@ class Operations:
         yield Reply({"version": max(versions), "build": self._build, "pid": os.getpid()})
 
     def _claim(self, request: Request) -> Replies:
-        if self._claimant is not None and self._claimant is not request.client:
-            raise Refused("busy", f"the agent of pid {self._claimant.peer.pid} has claimed the descriptors")
+        holds = self._claimant
+        if holds is not None and holds is not request.client and not holds.gone():
+            raise Refused("busy", f"the agent of pid {holds.peer.pid} has claimed the descriptors")
         self._claimant = request.client
         table = {"part": "table", "slots": self._table.slots, "slot_size": self._table.slot_size}
         yield Reply({**table, "mounts": len(self._mounts)}, self._table.descriptor)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import selectors
 import socket
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 
 from csi.holder.operations import Client, Operations, Reply, Request
 from csi.holder.protocol import (
@@ -99,7 +101,7 @@ class Server:
             _log.warning("refused a connection of pid %d: there are %d already", peer.pid, MAX_CONNECTIONS)
             accepted.close()
         else:
-            connection = _Connection(accepted, Client(peer))
+            connection = _Connection(accepted, Client(peer, partial(_hung_up, accepted)))
             self._connections.add(connection)
             self._selector.register(accepted, selectors.EVENT_READ, connection)
 
@@ -158,6 +160,13 @@ class Server:
         connection.socket.close()
         connection.drop()
         self._operations.closed(connection.client)
+
+
+def _hung_up(connection: socket.socket) -> bool:
+    """Packets may still lie before the end, so that receiving would tell late."""
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP is told always
+    return bool(poll.poll(0))
 
 
 def _identity(message: Message) -> object:

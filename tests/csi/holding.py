@@ -1,0 +1,197 @@
+"""A real holder process for tests, somebody to answer its mounts, and cleaning up behind all of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from csi.holder import kernel
+from csi.holder.client import HolderConnection
+from csi.holder.mountinfo import MountEntry, mount_entries
+from csi.holder.protocol import Message
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+AGENT_USER = "nobody"
+THIRD_UID = 65533
+WITHIN = 10.0  # seconds for anything that should take milliseconds
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory that every user can pass through; whatever is mounted below it goes first."""
+    path = Path(tempfile.mkdtemp(prefix="headrace-test-", dir="/tmp"))
+    path.chmod(0o711)
+    try:
+        yield path
+    finally:
+        for entry in reversed(entries_below(path)):
+            kernel.unmount(entry.point, kernel.MNT_DETACH)
+        shutil.rmtree(path)
+
+
+def entries_below(path: Path) -> list[MountEntry]:
+    return [entry for entry in mount_entries() if entry.point.startswith(f"{path}/")]
+
+
+class Process:
+    """One of our commands as a process, ready when it says so on stderr."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "csi", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE
+        )
+        try:
+            self.lines = [self._line()]
+        except BaseException:
+            self.kill()
+            raise
+        assert "ready at" in self.lines[0], self.lines
+
+    def _line(self) -> str:
+        assert self.popen.stderr is not None
+        ready, _, _ = select.select([self.popen.stderr], [], [], WITHIN)
+        assert ready, "the command says nothing"
+        return self.popen.stderr.readline().decode()
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    def descriptors(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def terminate(self) -> int:
+        self.popen.terminate()
+        return self._wait()
+
+    def kill(self) -> int:
+        self.popen.send_signal(signal.SIGKILL)
+        return self._wait()
+
+    def _wait(self) -> int:
+        status = self.popen.wait(WITHIN)
+        assert self.popen.stderr is not None
+        self.lines += self.popen.stderr.read().decode().splitlines()
+        self.popen.stderr.close()
+        return status
+
+    def close(self) -> None:
+        if self.popen.poll() is None:
+            self.terminate()
+        elif self.popen.stderr is not None and not self.popen.stderr.closed:
+            self.popen.stderr.close()
+
+
+class HolderProcess(Process):
+    """`headrace-csi hold`, its store at `base/store`, its socket at `base/run/holder.sock`."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.socket = str(base / "run" / "holder.sock")
+        self.store = base / "store"
+        self.store.mkdir(exist_ok=True)
+        super().__init__(
+            "hold", "--holder-socket", self.socket, "--agent-user", AGENT_USER, "--store", str(self.store)
+        )
+
+    def connect(self, role: str = "command") -> HolderConnection:
+        return HolderConnection.open(self.socket, role, "test", WITHIN)
+
+    def mounted_at(self, mount: str) -> MountEntry | None:
+        point = str(self.base / "run" / "mounts" / mount)
+        return next((entry for entry in mount_entries() if entry.point == point), None)
+
+
+@contextlib.contextmanager
+def running_holder() -> Iterator[HolderProcess]:
+    with scratch() as base:
+        holder = HolderProcess(base)
+        try:
+            yield holder
+        finally:
+            holder.close()
+
+
+def ask(connection: HolderConnection, op: str, fields: Message, descriptors: Sequence[int] = ()) -> Message:
+    """One request and the message of its answer."""
+    with connection.request(op, fields, descriptors) as (answer,):
+        return answer.message
+
+
+@contextlib.contextmanager
+def path_descriptor(path: Path | str) -> Iterator[int]:
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+# The few structs of the FUSE protocol that prove a mount alive (include/uapi/linux/fuse.h, 7.31 and newer).
+_IN = struct.Struct("=IIQQIIII")
+_INIT, _GETATTR = 26, 3
+_UNANSWERED = (2, 36, 42)  # FORGET, INTERRUPT, BATCH_FORGET
+_INIT_EXT, _PASSTHROUGH = 1 << 30, 1 << (37 - 32)
+_ENOSYS = 38
+
+
+def _init_answer() -> bytes:
+    head = struct.pack("=IIIIHHIIHHI", 7, 41, 1 << 20, _INIT_EXT, 512, 0, 4096, 1, 0, 0, _PASSTHROUGH)
+    return head + struct.pack("=I6I", 1, *[0] * 6)
+
+
+def _attributes(inode: int) -> bytes:
+    return struct.pack("=QII", 0, 0, 0) + struct.pack("=6Q10I", inode, *[0] * 8, 0o40555, 2, *[0] * 5)
+
+
+def answer_one(fuse: int, timeout: float = WITHIN) -> int:
+    """Answer the next request of a mount; its opcode. Raises TimeoutError."""
+    ready, _, _ = select.select([fuse], [], [], timeout)
+    if not ready:
+        raise TimeoutError("no request came")
+    request = os.read(fuse, 8192)
+    _, opcode, unique, nodeid, *_ = _IN.unpack_from(request)
+    body = {_INIT: _init_answer(), _GETATTR: _attributes(nodeid)}.get(opcode)
+    if opcode not in _UNANSWERED:
+        error = 0 if body is not None else -_ENOSYS
+        os.write(fuse, struct.pack("=IiQ", 16 + len(body or b""), error, unique) + (body or b""))
+    return int(opcode)
+
+
+@contextlib.contextmanager
+def answering(fuse: int) -> Iterator[None]:
+    """A thread that answers a mount's requests while the block runs."""
+    stop, stopped = os.pipe()
+
+    def answer() -> None:
+        while True:
+            ready, _, _ = select.select([fuse, stop], [], [])
+            if stop in ready:
+                return
+            answer_one(fuse)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.close(stopped)
+        thread.join(WITHIN)
+        os.close(stop)
+
+
+def stat_elsewhere(path: Path | str, timeout: float = WITHIN) -> subprocess.CompletedProcess[str]:
+    """stat(1) in another process: this one must not touch what it serves."""
+    return subprocess.run(
+        ["stat", "-c", "%f", str(path)], capture_output=True, text=True, timeout=timeout, check=False
+    )
