@@ -7,6 +7,7 @@ must not be able to hang a test. Imports the standard library only.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import mmap
 import os
 import random
@@ -29,16 +30,17 @@ def scattered(path: str) -> str:
     size = os.stat(path).st_size
     rng = random.Random(size)
     cuts = sorted({0, size, *(rng.randrange(size + 1) for _ in range(64))})
-    extents = list(zip(cuts, cuts[1:], strict=False))
+    extents = list(itertools.pairwise(cuts))
     rng.shuffle(extents)
     whole = bytearray(size)
     fd = os.open(path, os.O_RDONLY)
     try:
         for start, end in extents:
-            while start < end:
-                data = os.pread(fd, end - start, start)
-                whole[start : start + len(data)] = data
-                start += len(data)
+            done = start
+            while done < end:
+                data = os.pread(fd, end - done, done)
+                whole[done : done + len(data)] = data
+                done += len(data)
     finally:
         os.close(fd)
     return hashlib.sha256(whole).hexdigest()
