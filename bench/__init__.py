@@ -1,0 +1,1 @@
+"""Headrace beside its limits and its rivals: `python -m bench`, one file a workload."""
