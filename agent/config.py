@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails
 
 from agent import settings
 from agent.errors import ConfigError
+from agent.logs import redact
 from agent.settings import (
     CREDENTIALS_REMEDY,
     MIB,
@@ -242,7 +243,7 @@ def _credential_keys(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> I
         if isinstance(value, dict):
             yield from _credential_keys(value, path)
         elif _CREDENTIAL.search(key) and not key.endswith("_file"):
-            yield dotted(path)
+            yield redact(dotted(path))
 
 
 def dotted(path: tuple[str | int, ...]) -> str:
@@ -274,7 +275,7 @@ _MESSAGES = {
 def _first_problem(error: ValidationError) -> ConfigError:
     problem = error.errors(include_url=False, include_input=False)[0]
     path = tuple(part for part in problem["loc"] if part != "[key]")
-    return ConfigError(dotted(path), _message(problem, path))
+    return ConfigError(redact(dotted(path)), _message(problem, path))
 
 
 def _message(problem: ErrorDetails, path: tuple[str | int, ...]) -> str:

@@ -26,8 +26,8 @@ _QUANTITY = re.compile(r"(?P<number>[0-9]{1,18}) ?(?P<unit>[A-Za-z]*)", re.ASCII
 
 def parse_size(value: object) -> int:
     """Bytes of a size such as "8MiB". Raises ValueError with a message that shows the right form."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError(f'a size needs a unit: write "{format_size(abs(value))}"')
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        raise ValueError(f'a size needs a unit: write "{format_size(value)}"')
     number, unit = _split(value, 'a size is written like "8MiB" or "50GiB"')
     if unit not in SIZE_UNITS:
         raise ValueError(_unit_message("size", number, unit, SIZE_UNITS, _meant_size(unit)))
@@ -36,8 +36,8 @@ def parse_size(value: object) -> int:
 
 def parse_duration(value: object) -> float:
     """Seconds of a duration such as "30s". Raises ValueError with a message that shows the right form."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        raise ValueError(f'a duration needs a unit: write "{format_duration(abs(value))}"')
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        raise ValueError(f'a duration needs a unit: write "{format_duration(value)}"')
     number, unit = _split(value, 'a duration is written like "30s" or "5min"')
     if unit not in DURATION_UNITS_MS:
         raise ValueError(_unit_message("duration", number, unit, DURATION_UNITS_MS, _meant_duration(unit)))

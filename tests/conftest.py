@@ -1,13 +1,65 @@
-"""Servers that many tests share: started on first use, stopped with the session."""
+"""What many tests share: servers, started on first use and stopped with the session, and the seed.
+
+Whatever a test draws at random it draws from the seed that the header shows; `HEADRACE_TEST_SEED` repeats a
+run. A session that leaves a mount or a process behind fails.
+"""
 
 from __future__ import annotations
 
+import os
+import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.harness import leftovers
 from tests.harness.moto import MotoS3
 from tests.harness.s3 import SeaweedS3
+
+SEED = pytest.StashKey[int]()
+
+
+@pytest.hookimpl(tryfirst=True)  # before hypothesis takes its seed from the options
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SEED] = int(os.environ.get("HEADRACE_TEST_SEED") or secrets.randbelow(1 << 32))
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(config.stash[SEED])
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    drawn = f"seed: HEADRACE_TEST_SEED={config.stash[SEED]}"
+    return f"{drawn} (hypothesis: --hypothesis-seed={config.option.hypothesis_seed})"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The session's seed; a failing test shows it."""
+    value = request.config.stash[SEED]
+    print(f"HEADRACE_TEST_SEED={value}")
+    return value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """Set up before all other fixtures, so torn down last: fails where a mount or a process is left."""
+    leftovers.adopt_orphans()
+    mounted = leftovers.mounts()
+    yield
+    processes, mounts = leftovers.processes_left(), leftovers.mounts_left(mounted)
+    if processes or mounts:
+        pytest.fail(f"left behind: processes {processes}, mounts {sorted(mounts)}", pytrace=False)
+
+
+@pytest.fixture
+def traversable() -> Iterator[Path]:
+    """A directory that other users may pass through but not list (pytest's own are closed to them)."""
+    path = Path(tempfile.mkdtemp(prefix="headrace-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")
