@@ -4,7 +4,8 @@ The head of a response is parsed by h11; the body never passes through it where 
 MiBs are taken by `recv_into` with MSG_WAITALL into the thread's own buffer (measured at 2000 MB/s per
 CPU-second; http.client 1600, aiohttp 800 to 1250). Stalls are ended by SO_RCVTIMEO, because Python's own
 timeouts make the socket non-blocking, and MSG_WAITALL without effect. TLS gives 16 KiB a call and no
-MSG_WAITALL; the same loop collects its records to the same pieces.
+MSG_WAITALL; the same loop collects its records to the same pieces, and Python's timeouts end its stalls: its
+reads go on after an SO_RCVTIMEO as if nothing had been.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ HEAD_LIMIT = 64 * 1024
 PIECE = 1024 * 1024
 # The first pieces of a response are small, so that the first reader of a cold file does not wait for a MiB.
 FIRST_PIECES = (128 * 1024, 128 * 1024, 256 * 1024, 512 * 1024)
+STALLED = (BlockingIOError, TimeoutError)  # of SO_RCVTIMEO, of Python's own timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,6 @@ class Connection:
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._socket = plain if context is None else _wrap(context, plain, endpoint.host)
-            self._socket.setblocking(True)
         except BaseException:
             plain.close()
             raise
@@ -58,6 +59,10 @@ class Connection:
 
     def set_stall_timeout(self, seconds: float) -> None:
         """How long one wait for the origin may last (socket(7), SO_RCVTIMEO and SO_SNDTIMEO)."""
+        if not self._wait_all:
+            self._socket.settimeout(seconds)
+            return
+        self._socket.setblocking(True)
         whole = int(seconds)
         timeval = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
@@ -119,6 +124,11 @@ class Connection:
         if length:
             raise OriginUnavailable("the origin's answer is too short")
 
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left of the last response; what is left would pass for the next one's head."""
+        return not self._rest
+
     def peek_error(self, limit: int = 4096) -> bytes:
         """Some of an error's body, for the message; the connection is of no use afterwards."""
         if not self._rest:
@@ -127,9 +137,13 @@ class Connection:
         return self._rest[:limit]
 
     def abort(self) -> None:
-        """Wake whoever waits on this connection with an error."""
+        """Wake whoever waits on this connection with an error.
+
+        Not by `SSLSocket.shutdown`: that makes the socket a plain one, and a thread between two reads would
+        take TLS records for the object's bytes.
+        """
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         self._socket.close()
@@ -153,14 +167,17 @@ class Connection:
     def _recv_some(self) -> bytes:
         try:
             data = self._socket.recv(16 * 1024)
-        except (BlockingIOError, ssl.SSLWantReadError) as error:
+        except STALLED as error:
             raise OriginUnavailable("the origin does not answer") from error
         if not data:
             raise ConnectionResetError("the origin closed the connection")
         return data
 
     def _fill(self, view: memoryview) -> int:
-        """Fill `view` if it can be; the count of bytes, 0 at the end. A stall before any byte raises."""
+        """Fill `view` if it can be; the count of bytes, 0 at the end. A stall before any byte raises.
+
+        What came before a stall is handed on first, so an origin is silent for at most two stall timeouts.
+        """
         done = min(len(self._rest), len(view))
         if done:
             view[:done] = self._rest[:done]
@@ -168,13 +185,13 @@ class Connection:
         while done < len(view):
             try:
                 count = self._socket.recv_into(view[done:], 0, self._wait_all)
-            except (BlockingIOError, ssl.SSLWantReadError) as error:
+            except STALLED as error:
                 if done:
                     return done
                 raise OriginUnavailable("the origin stalled in the middle of the bytes") from error
-            if not count:
-                return done
             done += count
+            if not count or self._wait_all:  # with MSG_WAITALL less than asked for is a stall or the end
+                return done
         return done
 
 
