@@ -9,6 +9,7 @@ the sink, so that nobody writes into a landing that its owner has given up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 import threading
@@ -53,14 +54,14 @@ class Engine:
         When it ends, in whatever way, no thread touches the sink any more.
         """
         transfer = _Transfer()
-        work = asyncio.get_running_loop().run_in_executor(self._pool, self._run, get, sink, transfer)
+        job = self._pool.submit(self._run, get, sink, transfer)
+        work = asyncio.wrap_future(job)
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
             transfer.abort()
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()
+            if not job.cancel():  # False where a thread has it already
+                await _ended(work)
             raise
 
     async def close(self) -> None:
@@ -90,7 +91,7 @@ class Engine:
         try:
             _check_head(get, head, connection)
             self._take_body(get, sink, connection, head)
-            kept = head.keep_alive and not head.chunked
+            kept = head.keep_alive and not head.chunked and connection.drained
         finally:
             transfer.forget()
             if kept:
@@ -161,6 +162,15 @@ class Engine:
                 entries.append((self._clock.monotonic(), connection))
                 return
         connection.close()
+
+
+async def _ended(work: asyncio.Future[None]) -> None:
+    """Wait for the thread however often the waiting task is cancelled: the second must not let go early."""
+    while not work.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([work])
+    if not work.cancelled():
+        work.exception()
 
 
 class _Transfer:
@@ -234,9 +244,10 @@ def _status_error(get: RangedGet, head: ResponseHead, connection: Connection) ->
     status = head.status
     if status in (301, 302, 303, 307, 308) and "location" in head.headers:
         return Redirected(head.headers["location"])
-    detail = _error_code(connection.peek_error())
     if status == 412:
         return VersionChanged(f"{get.name} has changed at the origin")
+    empty = head.headers.get("content-length") == "0"  # to wait for a body would last until the stall timeout
+    detail = "" if empty else _error_code(connection.peek_error())
     if status in (404, 410):
         return ObjectMissing(f"{get.name} is no longer at the origin {detail}".rstrip())
     if status in (401, 403) or "ExpiredToken" in detail:
