@@ -128,7 +128,9 @@ def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
 
 def table(rows: list[tuple[str, Loaded, Sources]]) -> Table:
     """What the loads took; sizes in MB (10^6 bytes)."""
-    made = Table(title=f"{URI} through a mount", caption="where the bytes came from, in MB: the last three")
+    made = Table(
+        title=f"{URI} through a mount", caption="origin, store, page cache: where the bytes came from, in MB"
+    )
     made.add_column("read")
     for name in ("files", "bytes", "seconds", "MB/s", "origin", "store", "page cache"):
         made.add_column(name, justify="right")

@@ -218,12 +218,11 @@ class LocalStack:
 
         Raises StackError, at the end, for what had to be killed or could not be taken away.
         """
-        with deferred_signals():
-            if self._closed:
-                return
+        if self._closed:
+            return
+        with self._signals, deferred_signals():  # the handlers go back inside out
             self._closed = True
             problems = self._clean()
-            self._signals.close()
         if problems:
             raise StackError("\n".join(problems))
 
@@ -239,7 +238,7 @@ class LocalStack:
         if self._processes:
             _noting(problems, self._free)
         if self._own_s3 is not None:
-            self._own_s3.stop()
+            _noting(problems, self._own_s3.stop)
         if mounts_below(self.layout.root):
             problems.append(f"{self.layout.root} has mounts that cannot be taken away; it is left")
         else:

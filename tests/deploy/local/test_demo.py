@@ -25,9 +25,9 @@ ENDS_WITHIN = 90.0  # seconds
 
 @contextmanager
 def demo() -> Iterator[subprocess.Popen[str]]:
-    """The demonstration, killed if the test leaves it running (and then its stack stays, for a look)."""
+    """The demonstration; SIGINT ends it also where the tests run in the background, which ignores it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.local.demo"],
+        ["env", "--default-signal=INT", sys.executable, "-m", "deploy.local.demo"],
         cwd=CHECKOUT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -39,7 +39,7 @@ def demo() -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            process.kill()
+            process.terminate()
 
 
 def line_with(process: subprocess.Popen[str], text: str) -> str:

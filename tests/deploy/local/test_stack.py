@@ -103,6 +103,13 @@ def test_the_end_frees_a_reader_whose_agent_hangs(seaweed: SeaweedS3, tmp_path: 
     assert_gone(stack.layout.root, pid)
 
 
+def test_the_end_leaves_the_callers_signal_handlers(seaweed: SeaweedS3) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with LocalStack(s3=seaweed):
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 def test_a_command_that_takes_too_long_is_killed(stack: LocalStack) -> None:
     with pytest.raises(StackError, match="did not end within 1 s and was killed"):
         stack.run(["sleep", "60"], 1.0)
