@@ -15,7 +15,7 @@ from agent.errors import BadRequest, OriginError, OriginMisbehaved
 from agent.origin.http_index import is_index, listing
 from agent.origin.http_metadata import MAX_REDIRECTS, Described, Metadata
 from agent.origin.http_version import checker, conditions, version_text
-from agent.origin.receiver import Receiver
+from agent.origin.receiver import Receiver, stall_timeout
 from agent.origin.url import (
     canonical,
     endpoint_of,
@@ -28,8 +28,6 @@ from agent.origin.url import (
 from agent.origin.version import http_date_ns
 from agent.source import Budget, Sink
 from agent.transfer.request import RangedGet, Redirected
-
-STALL_TIMEOUT = 10.0  # seconds of silence in the middle of an answer; shorter where the deadline is
 
 
 class HttpOrigin:
@@ -65,12 +63,14 @@ class HttpOrigin:
         """Receive `[sink.position, sink.end)`, following redirects. Raises OriginError."""
         url = canonical(ref.uri)
         if sink.position >= sink.end:
-            return None
+            return
         for _ in range(MAX_REDIRECTS + 1):
             try:
-                return await self._receiver.receive(self._get(ref, url, sink), sink)
+                await self._receiver.receive(self._get(ref, url, sink), sink)
             except Redirected as answer:
                 url = redirected(url, answer.location)
+            else:
+                return
         raise OriginError(f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
 
     async def close(self) -> None:
@@ -117,5 +117,5 @@ class HttpOrigin:
             check=checker(ref.version, shown_url(url)),
             name=shown_url(url),
             verify_tls=self._settings.verify_tls,
-            stall_timeout=min(STALL_TIMEOUT, self._settings.deadline),
+            stall_timeout=stall_timeout(self._settings.deadline),
         )

@@ -18,3 +18,11 @@ class Receiver(Protocol):
         ObjectMissing; 412 VersionChanged; 3xx Redirected; 408, 425, 429 and 5xx OriginUnavailable; an
         answer that breaks the protocol OriginMisbehaved) and StoreError.
         """
+
+
+STALL_TIMEOUT = 10.0  # seconds
+
+
+def stall_timeout(deadline: float) -> float:
+    """How many seconds of silence one GET bears: a third of the deadline at most, so that retries fit in."""
+    return min(STALL_TIMEOUT, deadline / 3)

@@ -15,7 +15,7 @@ from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-unty
 from agent.config import OriginConfig
 from agent.content import Dataset, Extent, ListedObject, ObjectRef, build_dataset
 from agent.errors import AccessDenied, BadRequest, ObjectMissing, OriginError, Unversioned
-from agent.origin.receiver import Receiver
+from agent.origin.receiver import Receiver, stall_timeout
 from agent.origin.s3_client import S3Client
 from agent.origin.s3_sign import Wanted, ranged_get
 from agent.origin.version import nanoseconds, unquoted
@@ -25,7 +25,6 @@ from agent.transfer.request import Redirected
 T = TypeVar("T")
 
 SCHEME = "s3://"
-STALL_TIMEOUT = 10.0  # seconds of silence in the middle of an answer; shorter where the deadline is
 
 
 class S3Origin:
@@ -86,7 +85,7 @@ class S3Origin:
             wanted,
             credentials,
             verify_tls=self._settings.verify_tls,
-            stall_timeout=min(STALL_TIMEOUT, self._settings.deadline),
+            stall_timeout=stall_timeout(self._settings.deadline),
         )
         try:
             await self._receiver.receive(get, sink)
