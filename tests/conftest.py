@@ -43,14 +43,23 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Set up before all other fixtures, so torn down last: fails where a mount or a process is left."""
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Set up before all other fixtures, so torn down last: fails where a mount or a process is left.
+
+    The session's temporary directories are in one of its own, which tells its mounts from another session's.
+    """
     leftovers.adopt_orphans()
-    mounted = leftovers.mounts()
-    yield
-    processes, mounts = leftovers.processes_left(), leftovers.mounts_left(mounted)
+    kept = tmp_path_factory.getbasetemp()  # pytest's, found before TMPDIR changes: it outlives the session
+    own = Path(tempfile.mkdtemp(prefix="headrace-tests-"))
+    own.chmod(0o711)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(own))
+        patch.setattr(tempfile, "tempdir", str(own))
+        yield
+    processes, mounts = leftovers.processes_left(), leftovers.mounts_left((kept, own))
     if processes or mounts:
-        pytest.fail(f"left behind: processes {processes}, mounts {sorted(mounts)}", pytrace=False)
+        pytest.fail(f"left behind: processes {processes}, mounts {sorted(map(str, mounts))}", pytrace=False)
+    shutil.rmtree(own)
 
 
 @pytest.fixture

@@ -30,18 +30,18 @@ def processes_left() -> list[str]:
     return [f"{pid} {_command(pid)}" for pid in _children() if not _ended(pid, deadline)]
 
 
-def mounts() -> set[str]:
-    """Where file systems of Headrace are mounted, as seen by this process."""
+def mounts(below: tuple[Path, ...]) -> set[Path]:
+    """Where file systems of Headrace are mounted below these directories, as seen by this process."""
     found = set()
     for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
         before, _, behind = line.partition(" - ")
         if behind.split(" ", 1)[0] == FILE_SYSTEM:
-            found.add(before.split(" ")[4])
-    return found
+            found.add(Path(before.split(" ")[4]))
+    return {mount for mount in found if any(mount.is_relative_to(directory) for directory in below)}
 
 
-def mounts_left(before: set[str]) -> set[str]:
-    """Mounts that were not there `before` and do not go within the grace.
+def mounts_left(below: tuple[Path, ...]) -> set[Path]:
+    """Mounts below these directories that do not go within the grace.
 
     The kernel marks /proc/self/mountinfo with POLLPRI on each change of the mount table (proc(5)).
     """
@@ -49,7 +49,7 @@ def mounts_left(before: set[str]) -> set[str]:
     with open("/proc/self/mountinfo", "rb") as table:
         poll = select.poll()
         poll.register(table, select.POLLPRI)
-        while (left := mounts() - before) and (rest := deadline - time.monotonic()) > 0:
+        while (left := mounts(below)) and (rest := deadline - time.monotonic()) > 0:
             poll.poll(rest * 1000)
     return left
 
