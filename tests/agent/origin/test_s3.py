@@ -251,6 +251,22 @@ async def test_credentials_that_were_replaced_in_the_files_are_read_anew(
     await origin.close()
 
 
+async def test_a_web_identity_becomes_credentials_that_sign(
+    moto: MotoS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text("header.payload.signature")
+    identity = {
+        "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token"),
+        "AWS_ROLE_ARN": "arn:aws:iam::123456789012:role/headrace",
+        "AWS_ENDPOINT_URL_STS": moto.endpoint,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    use(identity, monkeypatch, tmp_path)
+    sent = await _what_is_sent(OriginConfig(endpoint_url=moto.endpoint), "s3://models/f")
+    assert sent.headers["X-Amz-Security-Token"]
+    assert "Credential=ASIA" in sent.headers["Authorization"]
+
+
 async def test_an_endpoint_that_is_down_is_unavailable(origin: S3Origin, receiver: RecordingEngine) -> None:
     down = S3Origin(OriginConfig(endpoint_url=f"http://127.0.0.1:{free_ports(1)[0]}", deadline=5.0), receiver)
     with pytest.raises(OriginUnavailable, match="does not answer"):
