@@ -87,8 +87,15 @@ def test_the_demo_shows_where_the_bytes_came_from_and_leaves_nothing() -> None:
     assert left_of(directory) == []
 
 
-@pytest.mark.parametrize("moment", ["starting", "headrace-csi mount", "the first time"])
-@pytest.mark.parametrize(("stopping", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("moment", "stopping", "status"),
+    [
+        ("starting", signal.SIGINT, 130),
+        ("headrace-csi mount", signal.SIGINT, 130),
+        ("the first time", signal.SIGINT, 130),
+        ("the first time", signal.SIGTERM, 143),
+    ],
+)
 def test_an_interrupted_demo_leaves_nothing(moment: str, stopping: signal.Signals, status: int) -> None:
     with demo() as process:
         line = line_with(process, "starting")
