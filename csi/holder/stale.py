@@ -42,7 +42,12 @@ def is_dead(path: str, timeout: float = PROBE_TIMEOUT) -> bool:
 
 
 def _probe(path: str, writing: int) -> None:
-    """In the child: report and stay until killed, so that its pid can be no other process's."""
+    """In the child: report and stay until killed, so that its pid can be no other process's.
+
+    It lets go of all that the holder has open first: stuck, it would keep mounts and locks alive.
+    """
+    os.closerange(0, writing)
+    os.closerange(writing + 1, os.sysconf("SC_OPEN_MAX"))
     try:
         os.statvfs(path)
         report = b"a"

@@ -44,24 +44,32 @@ def entries_below(path: Path) -> list[MountEntry]:
 
 
 class Process:
-    """One of our commands as a process, ready when it says so on stderr."""
+    """One of our commands as a process, ready when it says so on stderr; `lines` is what it said so far."""
 
     def __init__(self, *arguments: str) -> None:
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "csi", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE
+            [sys.executable, "-m", "csi", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
         )
+        self.lines: list[str] = []
+        self._spoke = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
         try:
-            self.lines = [self._line()]
+            assert self._spoke.wait(WITHIN), "the command does not get ready"
+            assert self.lines and "ready at" in self.lines[-1], self.lines
         except BaseException:
             self.kill()
             raise
-        assert "ready at" in self.lines[0], self.lines
 
-    def _line(self) -> str:
+    def _read(self) -> None:
+        """A pipe that nobody empties would hold the process up."""
         assert self.popen.stderr is not None
-        ready, _, _ = select.select([self.popen.stderr], [], [], WITHIN)
-        assert ready, "the command says nothing"
-        return self.popen.stderr.readline().decode()
+        with self.popen.stderr:
+            for line in self.popen.stderr:
+                self.lines.append(line.rstrip("\n"))
+                if "ready at" in line:
+                    self._spoke.set()
+        self._spoke.set()
 
     @property
     def pid(self) -> int:
@@ -80,16 +88,12 @@ class Process:
 
     def _wait(self) -> int:
         status = self.popen.wait(WITHIN)
-        assert self.popen.stderr is not None
-        self.lines += self.popen.stderr.read().decode().splitlines()
-        self.popen.stderr.close()
+        self._reader.join(WITHIN)
         return status
 
     def close(self) -> None:
         if self.popen.poll() is None:
             self.terminate()
-        elif self.popen.stderr is not None and not self.popen.stderr.closed:
-            self.popen.stderr.close()
 
 
 class HolderProcess(Process):

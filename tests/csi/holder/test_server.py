@@ -56,7 +56,7 @@ def test_hello_tells_version_build_and_pid(holder: HolderProcess) -> None:
             "build": "t",
             "new": {},
         }
-        answer = exchange(connection, encode(hello))
+        answer = exchange(connection, encode({**hello, "build": "t"}))
     assert (answer["id"], answer["ok"], answer["version"], answer["pid"]) == ("a", True, 1, holder.pid)
 
 
@@ -103,9 +103,9 @@ MALFORMED = [
 ]
 
 
-def test_malformed_packets_get_an_error_and_leave_no_descriptor_behind(holder: HolderProcess) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+def test_malformed_packets_get_an_error_and_leave_no_descriptor_behind(
+    holder: HolderProcess, seed: int
+) -> None:
     rng = random.Random(seed)
     with greeted(holder, "agent") as connection:
         exchange(connection, b'{"id":1,"op":"claim"}')
