@@ -1,0 +1,141 @@
+"""An origin that fails in every way seen in the field: right bytes or a clean error, never a wrong byte.
+
+The server behind the scripted proxy is real; each fault comes once, or for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.faults import (
+    Fault,
+    IgnoreRange,
+    LengthOff,
+    Reset,
+    Silence,
+    Stall,
+    Status,
+    Truncate,
+    WrongContentRange,
+)
+from tests.faults.conftest import PATIENCE, Line
+from tests.harness.reading import READER, read, read_by_many, run
+
+pytestmark = pytest.mark.timeout(120)
+
+MIB = 1 << 20
+DATA = random.Random(7).randbytes(9 * MIB + 4321)
+DIGEST = hashlib.sha256(DATA).hexdigest()
+SLACK = 6.0  # seconds on top of the patience for starting a reader on a busy machine
+FAULTS: dict[str, Fault] = {
+    "truncated": Truncate(after=100_000),
+    "length too short": LengthOff(-1000),
+    "length too long": LengthOff(1000),
+    "range ignored": IgnoreRange(DATA),
+    "content-range wrong": WrongContentRange(),
+    "403": Status(403, s3_code="AccessDenied"),
+    "429": Status(429, retry_after=1, s3_code="SlowDown"),
+    "503": Status(503, retry_after=1, s3_code="SlowDown"),
+    "reset in the body": Reset(after=100_000),
+    "reset before the head": Reset(),
+    "stalled": Stall(after=100_000),
+    "silent": Silence(),
+}
+buckets = (f"faults-{number}" for number in itertools.count())
+
+
+def read_whole(path: Path) -> subprocess.CompletedProcess[str]:
+    """Read a file; a reader that takes longer than the patience allows fails the test."""
+    return run([sys.executable, str(READER), "sequential", str(path)], within=2 * PATIENCE + SLACK)
+
+
+def assert_recovers(path: Path) -> None:
+    """A read that failed answers the same for a second (SEMANTICS.md); then it is right."""
+    until = time.monotonic() + SLACK
+    while not (ended := read_whole(path)).stdout.startswith(DIGEST):
+        assert time.monotonic() < until, ended.stderr
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_that_comes_once_is_not_noticed(line: Line, name: str) -> None:
+    bucket = next(buckets)
+    line.stack.s3.put(bucket, "f", DATA)
+    mount = line.stack.mount(f"s3://{bucket}")
+    try:
+        line.proxy.fault(FAULTS[name], key=f"{bucket}/f", times=1)
+        ended = read_whole(mount / "f")
+        if name == "403":  # refused credentials are final until the next read
+            assert ended.returncode == 0 or "Permission denied" in ended.stderr
+        else:
+            assert ended.stdout.startswith(DIGEST), ended.stderr
+        assert line.proxy.object_gets(f"{bucket}/f")
+    finally:
+        line.stack.umount(mount)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_that_stays_ends_in_a_clean_error_or_right_bytes(line: Line, name: str) -> None:
+    bucket = next(buckets)
+    line.stack.s3.put(bucket, "f", DATA)
+    mount = line.stack.mount(f"s3://{bucket}")
+    try:
+        line.proxy.fault(FAULTS[name], key=f"{bucket}/f", times=None)
+        ended = read_whole(mount / "f")
+        if ended.returncode == 0:
+            assert ended.stdout.startswith(DIGEST)
+        else:
+            assert "Input/output error" in ended.stderr or "Permission denied" in ended.stderr, ended.stderr
+        line.proxy.clear()
+        assert_recovers(mount / "f")
+    finally:
+        line.stack.umount(mount)
+
+
+def test_with_the_origin_down_what_is_here_is_served_and_the_rest_recovers(line: Line) -> None:
+    bucket = next(buckets)
+    line.stack.s3.put(bucket, "here", DATA)
+    line.stack.s3.put(bucket, "there", DATA)
+    mount = line.stack.mount(f"s3://{bucket}")
+    try:
+        assert read("sequential", mount / "here") == [DIGEST]
+        line.proxy.down()
+        assert read("mapped", mount / "here") == [DIGEST]
+        refused = read_whole(mount / "there")
+        assert "Input/output error" in refused.stderr
+        line.proxy.up()
+        assert_recovers(mount / "there")
+    finally:
+        line.stack.umount(mount)
+
+
+def test_an_object_that_vanishes_is_stale_and_its_neighbour_is_not(line: Line) -> None:
+    bucket = next(buckets)
+    line.stack.s3.put(bucket, "gone", DATA)
+    line.stack.s3.put(bucket, "kept", DATA)
+    mount = line.stack.mount(f"s3://{bucket}")
+    try:
+        line.stack.s3.delete(bucket, "gone")
+        assert "Stale file handle" in read_whole(mount / "gone").stderr
+        assert read("sequential", mount / "kept") == [DIGEST]
+    finally:
+        line.stack.umount(mount)
+
+
+def test_eight_cold_readers_make_one_request_for_each_chunk(line: Line) -> None:
+    bucket = next(buckets)
+    line.stack.s3.put(bucket, "f", DATA)
+    mount = line.stack.mount(f"s3://{bucket}")
+    try:
+        assert read_by_many("sequential", 8, mount / "f") == [[DIGEST]] * 8
+        ranges = [seen.range for seen in line.proxy.object_gets(f"{bucket}/f")]
+        assert sorted(ranges) == sorted({f"bytes=0-{8 * MIB - 1}", f"bytes={8 * MIB}-{len(DATA) - 1}"})
+    finally:
+        line.stack.umount(mount)

@@ -1,0 +1,134 @@
+"""Readers that the origin keeps waiting: they can be killed, they get no EINTR, and they hold up no other."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Line
+from tests.harness.reading import read, run, start_reader
+
+pytestmark = pytest.mark.timeout(120)
+
+MIB = 1 << 20
+DATA = random.Random(8).randbytes(16 * MIB)
+DIGEST = hashlib.sha256(DATA).hexdigest()
+buckets = (f"waiting-{number}" for number in itertools.count())
+
+TIMER_READER = r"""
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/time.h>
+#include <unistd.h>
+static volatile int ticks;
+static void tick(int number) { ticks++; }
+int main(int argc, char **argv) {
+    static char buffer[1 << 16];
+    struct sigaction action = { .sa_handler = tick, .sa_flags = SA_RESTART };
+    struct itimerval every = { { 0, 200000 }, { 0, 200000 } };
+    long long total = 0;
+    sigaction(SIGALRM, &action, 0);
+    setitimer(ITIMER_REAL, &every, 0);
+    int fd = open(argv[1], O_RDONLY);
+    if (fd < 0) return 3;
+    for (;;) {
+        ssize_t count = read(fd, buffer, sizeof buffer);
+        if (count < 0) { printf("errno %d\n", errno); return 1; }
+        if (count == 0) break;
+        total += count;
+        if (count != sizeof buffer && total != ATOLL) { printf("short read\n"); return 2; }
+    }
+    printf("%lld bytes, %d ticks\n", total, ticks);
+    return ticks ? 0 : 4;
+}
+"""
+
+
+@pytest.fixture
+def mount(line: Line) -> Iterator[Path]:
+    """A mount with the files a and b, and 64 more, all cold."""
+    bucket = next(buckets)
+    for name in ("a", "b"):
+        line.stack.s3.put(bucket, name, DATA)
+    for number in range(64):
+        line.stack.s3.put(bucket, f"cold-{number}", DATA[:MIB])
+    mount = line.stack.mount(f"s3://{bucket}")
+    yield mount
+    line.proxy.clear()
+    line.stack.umount(mount)
+
+
+def test_the_first_mib_is_served_before_the_chunk_is_complete(line: Line, mount: Path) -> None:
+    before = line.stack.metrics()['headrace_fills_total{result="done"}']
+    gate = line.proxy.hold(key="*/a", after=2 * MIB)
+    reader = run(["dd", f"if={mount / 'a'}", "of=/dev/null", "bs=1M", "count=1"], within=4)
+    assert reader.returncode == 0, reader.stderr
+    gate.await_held(1)
+    done = 'headrace_fills_total{result="done"}'
+    assert line.stack.metrics()[done] == before  # the gate still holds the chunk's other bytes
+
+
+def test_a_waiting_reader_ends_at_sigkill_and_the_next_one_is_served(line: Line, mount: Path) -> None:
+    gate = line.proxy.hold(key="*/a")
+    reader = start_reader("sequential", [mount / "a"])
+    gate.await_held(1)
+    reader.kill()
+    reader.communicate(timeout=1)
+    gate.release()
+    assert read("sequential", mount / "a") == [DIGEST]
+
+
+def test_a_timer_that_restarts_calls_sees_neither_eintr_nor_a_short_read(
+    line: Line, mount: Path, tmp_path: Path
+) -> None:
+    source, program = tmp_path / "reader.c", tmp_path / "reader"
+    source.write_text(TIMER_READER.replace("ATOLL", str(len(DATA))))
+    subprocess.run(["cc", "-o", str(program), str(source)], check=True, timeout=60)
+    gate = line.proxy.hold(key="*/b")
+    reader = subprocess.Popen([str(program), str(mount / "b")], stdout=subprocess.PIPE, text=True)
+    gate.await_held(1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        reader.wait(timeout=1)  # five ticks come while it waits
+    gate.release()
+    output, _ = reader.communicate(timeout=20)
+    assert reader.returncode == 0, output
+    assert output.startswith(f"{len(DATA)} bytes")
+
+
+WARM = """
+import os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+for turn in range(20):
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    assert len(os.pread(fd, 1 << 20, turn % 8 << 20)) == 1 << 20
+print("read")
+"""
+
+
+def test_sixty_four_waiting_readers_hold_up_no_warm_read(line: Line, mount: Path) -> None:
+    # One chunk of two: what is read of it comes through the agent, not from a passthrough file.
+    assert run(["dd", f"if={mount / 'a'}", "of=/dev/null", "bs=1M", "count=2"]).returncode == 0
+    assert run([sys.executable, "-c", WARM, str(mount / "a")]).stdout == "read\n"
+    gate = line.proxy.hold(key="*/cold-*")
+    waiting = [start_reader("sequential", [mount / f"cold-{number}"]) for number in range(64)]
+    try:
+        gate.await_held(64, within=20)
+        assert run([sys.executable, "-c", WARM, str(mount / "a")], within=3).stdout == "read\n"
+        gate.release()
+        expected = hashlib.sha256(DATA[:MIB]).hexdigest()
+        for reader in waiting:
+            output, errors = reader.communicate(timeout=30)
+            assert output.startswith(expected) or "Input/output error" in errors
+    finally:
+        for reader in waiting:
+            reader.kill()
+            reader.wait()
