@@ -37,8 +37,9 @@ class Origins:
 
     async def resolve(self, uri: str) -> Dataset:
         """List what is at `uri` now. Raises OriginError; BadRequest for a URI of no known kind."""
+        origin = self._of(uri)
         self._metrics.origin_metadata_requests(f"{scheme_of(uri)}://").inc()
-        return await self._of(uri).resolve(uri)
+        return await origin.resolve(uri)
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
         """Bring the sink's bytes from the origin that has this object. Raises OriginError."""
