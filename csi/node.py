@@ -21,7 +21,7 @@ from csi.failures import InvalidArgument, TargetTaken
 from csi.holder.protocol import Refused
 from csi.proto import csi_pb2
 from csi.publication import Publication, publication
-from csi.roots import Place, TargetRoots
+from csi.roots import Place, TargetRoots, check_parent
 
 _log = logging.getLogger("headrace.csi")
 _T = TypeVar("_T")
@@ -61,6 +61,7 @@ class NodeService:
         wanted = publication(request)
         place = self._roots.place(wanted.target)
         async with self._turn(place):
+            await _to_the_end(lambda: check_parent(place))
             if not await self._is_published(place, wanted):
                 await self._mount_and_bind(place, wanted)
         return csi_pb2.NodePublishVolumeResponse()

@@ -59,6 +59,12 @@ class TargetRoots:
         )
 
 
+def check_parent(place: Place) -> None:
+    """Raise InvalidArgument where the target's parent directory is not fit, OSError."""
+    with _opened_parent(place):
+        pass
+
+
 @contextmanager
 def opened_target(place: Place, *, create: bool) -> Iterator[tuple[int, bool]]:
     """An O_PATH descriptor of the target, and whether its directory was made just now (mode 0750).
@@ -67,8 +73,8 @@ def opened_target(place: Place, *, create: bool) -> Iterator[tuple[int, bool]]:
     """
     with _opened_parent(place) as parent:
         name = os.path.basename(place.below)
-        made = create and _made(parent, name)
         try:
+            made = create and _made(parent, name)
             target = kernel.open_directory(name, parent, beneath=True)
         except OSError as error:
             raise _unfit(place, error) from error
