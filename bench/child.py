@@ -61,6 +61,11 @@ def run_program(module: str, job: Mapping[str, Any], env: Mapping[str, str] | No
     return Reading(answer["seconds"], answer["size"], answer["cpu_seconds"])
 
 
+def use_memory(size: int) -> None:
+    """Have memory used and given back, just before a measurement takes as much (bench/memory.py)."""
+    run([sys.executable, "-m", "bench.memory", str(size)])
+
+
 def dd(path: Path, size: int) -> Reading:
     """Read a file to its end with `dd bs=1M`. Raises BenchError, also where it is not `size` bytes long."""
     started = time.monotonic()

@@ -24,7 +24,6 @@ NOT_INSTALLED = "not installed"
 @dataclass(frozen=True, slots=True)
 class Workload:
     """`limit` names the subject that the others are compared with; `goal` is Headrace's ratio to it.
-
     `open` prepares what is to be read and gives the subjects; they may be used until it is closed.
     """
 
@@ -51,12 +50,12 @@ def run(workload: Workload, site: Site, options: Options) -> Outcome:
     with workload.open(site, options) as subjects:
         outcome.notes.update({name: NOT_INSTALLED for name, measure in subjects.items() if measure is None})
         for turn in range(options.rounds):
-            outcome.rounds.append(_round(workload, subjects, outcome.notes, turn, options.rounds))
+            outcome.rounds.append(_round(workload, subjects, outcome.notes, turn, options))
     return outcome
 
 
 def _round(
-    workload: Workload, subjects: Subjects, notes: dict[str, str], turn: int, rounds: int
+    workload: Workload, subjects: Subjects, notes: dict[str, str], turn: int, options: Options
 ) -> dict[str, Reading]:
     found: dict[str, Reading] = {}
     for name in rotated(list(subjects), turn):
@@ -73,5 +72,5 @@ def _round(
             notes[name] = f"failed: {error}"
             continue
         value = f"{workload.unit.value(found[name]):.1f} {workload.unit.name}"
-        print(f"{workload.name} {turn + 1}/{rounds} {name}: {value}", file=sys.stderr, flush=True)
+        print(f"{workload.name} {turn + 1}/{options.rounds} {name}: {value}", file=sys.stderr, flush=True)
     return found
