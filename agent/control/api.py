@@ -4,7 +4,9 @@
     GET /v1/datasets                           GET /v1/datasets/{revision}/objects?after=PATH&limit=N
     GET /v1/mounts   POST /v1/mounts {"uri"}   DELETE /v1/mounts/{mount}
 
-Errors of the agent become an HTTP status here, once, and a body {"error", "message"}.
+Errors of the agent become an HTTP status here, once, and a body {"error", "message"} of one redacted line.
+Paths that are no UTF-8 travel as lone surrogates (`\\udcff`), in queries as the bytes that they stand for; so
+answers are written by `json`: pydantic's own writer refuses those.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from typing import Protocol
+from urllib.parse import parse_qs
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -27,26 +30,30 @@ from agent.control.views import (
     StatusView,
     View,
 )
+from agent.logs import redact
 
 log = logging.getLogger(__name__)
 
 MAX_BODY = 64 * 1024  # bytes; no request of this API comes near it
 MAX_PAGE = 1000
 
-# The nearest class in an error's ancestry counts.
+# Every class of agent/errors.py (a test holds that); a class from elsewhere counts as its nearest ancestor.
 STATUSES: dict[type[errors.HeadraceError], int] = {
     errors.HeadraceError: 500,
+    errors.ConfigError: 500,
     errors.BadRequest: 400,
-    errors.AccessDenied: 403,
-    errors.ObjectMissing: 404,
-    errors.VersionChanged: 409,
     errors.OriginError: 502,
     errors.OriginUnavailable: 503,
     errors.OriginMisbehaved: 502,
+    errors.AccessDenied: 403,
+    errors.ObjectMissing: 404,
+    errors.VersionChanged: 409,
     errors.Unversioned: 502,
     errors.PatienceExhausted: 503,
-    errors.HolderError: 503,
+    errors.StoreError: 500,
     errors.StoreFull: 507,
+    errors.StoreFailed: 500,
+    errors.HolderError: 503,
 }
 
 
@@ -95,20 +102,16 @@ class _Api:
         return _json_list(await self._controlled.datasets())
 
     async def objects(self, request: web.Request) -> web.Response:
-        limit = _limit(request.query.get("limit", str(MAX_PAGE)))
-        after = request.query.get("after", "")
+        query = _query(request, frozenset({"after", "limit"}))
+        limit = _limit(query.get("limit", str(MAX_PAGE)))
+        after = query.get("after", "")
         return _json_list(await self._controlled.objects(request.match_info["revision"], after, limit))
 
     async def mounts(self, request: web.Request) -> web.Response:
         return _json_list(self._controlled.mounts())
 
     async def mount(self, request: web.Request) -> web.Response:
-        try:
-            body = MountRequest.model_validate_json(await request.read())
-        except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in problem["loc"]) or "body"
-            raise errors.BadRequest(f"{where}: {problem['msg']}") from None
+        body = _mount_request(await _body(request))
         return _json(await self._controlled.mount(body.uri))
 
     async def unmount(self, request: web.Request) -> web.Response:
@@ -116,14 +119,44 @@ class _Api:
         return web.Response(status=204)
 
 
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise errors.BadRequest(f"body: more than {MAX_BODY} bytes") from None
+
+
+def _mount_request(body: bytes) -> MountRequest:
+    try:
+        return MountRequest.model_validate_json(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "body"
+        raise errors.BadRequest(f"{where}: {problem['msg']}") from None
+
+
+def _query(request: web.Request, known: frozenset[str]) -> dict[str, str]:
+    """The parameters of the query; percent-encoded bytes that are no UTF-8 become lone surrogates."""
+    raw = request.rel_url.raw_query_string
+    try:
+        fields = parse_qs(
+            raw, keep_blank_values=True, strict_parsing=bool(raw), errors="surrogateescape", max_num_fields=8
+        )
+    except ValueError:
+        raise errors.BadRequest("query: not of the form name=value&name=value") from None
+    for name in fields.keys() - known:
+        raise errors.BadRequest(f"{name}: no such parameter; known are {', '.join(sorted(known))}")
+    return {name: values[-1] for name, values in fields.items()}
+
+
 def _limit(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= MAX_PAGE:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10) or not 1 <= int(text) <= MAX_PAGE:
         raise errors.BadRequest(f"limit: a number from 1 to {MAX_PAGE} is needed")
     return int(text)
 
 
 def _json(view: View) -> web.Response:
-    return web.Response(text=view.model_dump_json(), content_type="application/json")
+    return web.json_response(view.model_dump(mode="json"))
 
 
 def _json_list(views: Sequence[View]) -> web.Response:
@@ -142,5 +175,5 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 def _error(status: int, code: str, message: str) -> web.Response:
-    body = ErrorView(error=code, message=message).model_dump_json()
-    return web.Response(status=status, text=body, content_type="application/json")
+    line = " ".join(redact(message).splitlines())
+    return web.json_response(ErrorView(error=code, message=line).model_dump(), status=status)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from types import TracebackType
 from typing import TypeVar
 from urllib.parse import quote
 
 import aiohttp
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from agent.control.views import DatasetView, ErrorView, MountView, ObjectView, StatusView
 
@@ -56,7 +57,8 @@ class AdminClient:
 
     async def objects(self, revision: str, after: str = "", limit: int = 1000) -> list[ObjectView]:
         """Up to `limit` files of a dataset in the order of their paths, those behind `after`."""
-        path = f"/v1/datasets/{quote(revision, safe='')}/objects?after={quote(after, safe='')}&limit={limit}"
+        behind = quote(after, safe="", errors="surrogateescape")
+        path = f"/v1/datasets/{quote(revision, safe='')}/objects?after={behind}&limit={limit}"
         return await self._get(path, TypeAdapter(list[ObjectView]))
 
     async def counters(self) -> dict[str, float]:
@@ -82,28 +84,32 @@ class AdminClient:
         try:
             async with self._session.request(method, url, json=body) as answer:
                 data = await answer.read()
-        except aiohttp.ClientError as error:
-            remedy = "is headrace-agent running?"
-            raise AdminError(0, "unreachable", f"no agent at {self._socket_path}: {remedy}") from error
         except TimeoutError as error:
             raise AdminError(0, "timeout", f"the agent at {self._socket_path} does not answer") from error
+        except aiohttp.ClientError as error:
+            raise self._unreachable(error) from error
         if answer.status >= 400:
             raise _admin_error(answer.status, data)
         return data
 
+    def _unreachable(self, error: aiohttp.ClientError) -> AdminError:
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, PermissionError):
+            return AdminError(0, "unreachable", f"no permission on {self._socket_path}: ask as root")
+        message = f"no agent at {self._socket_path}: is headrace-agent running?"
+        return AdminError(0, "unreachable", message)
+
 
 def _admin_error(status: int, data: bytes) -> AdminError:
     try:
-        view = ErrorView.model_validate_json(data)
-    except ValidationError:
-        return AdminError(status, "unknown", f"the agent answers {status}")
+        view = ErrorView.model_validate(json.loads(data))
+    except (ValueError, RecursionError):
+        return AdminError(status, "unknown", f"the agent answers {status}; its log says why")
     return AdminError(status, view.error, view.message)
 
 
 def _parsed(adapter: TypeAdapter[T], data: bytes) -> T:
     try:
-        return adapter.validate_json(data)
-    except ValidationError as error:
-        raise AdminError(
-            0, "unclear", "the agent's answer is not understood; are the versions far apart?"
-        ) from error
+        return adapter.validate_python(json.loads(data))  # not validate_json: it refuses lone surrogates
+    except (ValueError, RecursionError) as error:
+        message = "the agent's answer is not understood; are the versions far apart?"
+        raise AdminError(0, "unclear", message) from error

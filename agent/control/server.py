@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import socket
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aiohttp import web
@@ -17,18 +20,34 @@ from agent.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
+SHUTDOWN = 2.0  # seconds that requests under way may still take; a mount of a dead origin would take minutes
+BACKLOG = 64
+
 _PEER = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
 
 async def serve_admin(app: web.Application, path: Path) -> web.AppRunner:
-    """Serve on a UNIX socket of mode 0600, to root and to the agent's own user. Raises ConfigError."""
+    """Serve on a UNIX socket of mode 0600, to root and to the agent's own user. Raises ConfigError.
+
+    A socket that a dead agent left is replaced; cleaning the runner up removes this one.
+    """
     app.middlewares.insert(0, _only(frozenset({0, os.geteuid()})))
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
     try:
         listener = _listen(path)
+    except OSError as error:
+        raise ConfigError("admin.socket", _admin_advice(path, error)) from error
+    made = _identity(path)
+
+    async def remove(_: web.Application) -> None:
+        _remove_own(path, made)
+
+    app.on_cleanup.append(remove)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN)
+    try:
+        await runner.setup()
         await web.SockSite(runner, listener).start()
     except BaseException:
+        listener.close()
         await runner.cleanup()
         raise
     return runner
@@ -36,7 +55,7 @@ async def serve_admin(app: web.Application, path: Path) -> web.AppRunner:
 
 async def serve_metrics(app: web.Application, address: tuple[str, int]) -> web.AppRunner:
     """Serve on a TCP port. Raises ConfigError where it cannot be had."""
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN)
     await runner.setup()
     try:
         await web.TCPSite(runner, *address).start()
@@ -52,34 +71,74 @@ async def serve_metrics(app: web.Application, address: tuple[str, int]) -> web.A
 
 
 def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    """A listening socket at `path`, of mode 0600 before anybody can connect. Raises OSError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        _remove_stale(path)
-        listener.bind(str(path))
-        os.chmod(path, 0o600)
-        listener.listen(64)
-    except OSError as error:
+        with _alone_in(path.parent):
+            _remove_stale(path)
+            listener.bind(str(path))
+            path.chmod(0o600)
+            listener.listen(BACKLOG)
+    except OSError:
         listener.close()
-        message = (
-            f"cannot listen on {path}: {error.strerror or error}; give its directory to the agent's user"
-        )
-        raise ConfigError("admin.socket", message) from error
-    listener.setblocking(False)
+        raise
     return listener
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keeps two agents that start at the same time from removing each other's new socket."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _remove_stale(path: Path) -> None:
     """Remove a socket that nobody listens on any more. OSError(EADDRINUSE) where somebody does."""
     try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise OSError(errno.EEXIST, "there is something that is no socket")
+        mode = path.lstat().st_mode
     except FileNotFoundError:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        if probe.connect_ex(str(path)) == 0:
-            raise OSError(errno.EADDRINUSE, "another agent listens there")
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(errno.EEXIST, "there is something that is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        if probe.connect_ex(str(path)) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "another process listens there")
     path.unlink()
+
+
+def _remove_own(path: Path, made: tuple[int, int, int] | None) -> None:
+    """Remove the socket that was `made` here; not one that a successor has put in its place."""
+    if _identity(path) == made:
+        path.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells one socket file from the next at its path (inode numbers come again); None without one."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
+
+
+_ADVICE = {
+    errno.ENOENT: "there is no such directory: make it, for the agent's user",
+    errno.ENOTDIR: "its directory is none: choose another path",
+    errno.EACCES: "no permission: give its directory to the agent's user",
+    errno.EPERM: "no permission: give its directory to the agent's user",
+    errno.EROFS: "the file system is read-only: choose another path",
+    errno.EEXIST: "there is something that is no socket: remove it, or choose another path",
+    errno.EADDRINUSE: "another process listens there: stop it, or choose another path",
+    errno.EWOULDBLOCK: "another agent is starting there: stop it, or choose another path",
+}
+
+
+def _admin_advice(path: Path, error: OSError) -> str:
+    return f"cannot listen on {path}: {_ADVICE.get(error.errno or 0, error.strerror or str(error))}"
 
 
 def _only(allowed: frozenset[int]) -> Middleware:

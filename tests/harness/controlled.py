@@ -1,0 +1,63 @@
+"""An agent's `Controlled` in memory, for the admin API's tests: it answers, or fails as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent.control.views import DatasetView, MountView, ObjectView, StatusView, UnmappedView
+from agent.errors import HeadraceError, ObjectMissing
+
+DATASET = DatasetView(
+    uri="s3://models/x",
+    revision="ab" * 16,
+    files=5,
+    bytes=50,
+    bytes_present=20,
+    mounted=True,
+    unmapped=[UnmappedView(key="a//b", reason="an empty segment ('//')")],
+)
+PATHS = ("a&b=c", "a/b c", "b+%", "z\udcff", "ü\n")  # sorted; the fourth is no UTF-8
+
+
+class InMemoryAgent:
+    """Keeps mounts in a dict; `failure` is raised by whatever is asked."""
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+        self.known: dict[str, MountView] = {}
+
+    async def status(self) -> StatusView:
+        self._fail()
+        return StatusView(
+            name="n", build="1", uptime_seconds=1.5, store=[], mounts=len(self.known), ready=True
+        )
+
+    async def datasets(self) -> list[DatasetView]:
+        self._fail()
+        return [DATASET]
+
+    async def objects(self, revision: str, after: str, limit: int) -> list[ObjectView]:
+        if revision != DATASET.revision:
+            raise ObjectMissing(f"no dataset has the revision {revision!r}")
+        behind = [path for path in PATHS if path > after][:limit]
+        return [ObjectView(path=p, uri="s3://x/" + p, version="v", size=10, bytes_present=4) for p in behind]
+
+    async def mount(self, uri: str) -> MountView:
+        self._fail()
+        view = MountView(mount=f"m-{len(self.known)}", uri=uri, revision=DATASET.revision)
+        self.known[view.mount] = view
+        return view
+
+    async def unmount(self, mount: str) -> None:
+        if self.known.pop(mount, None) is None:
+            raise ObjectMissing(f"no mount {mount!r}")
+
+    def mounts(self) -> Sequence[MountView]:
+        return list(self.known.values())
+
+    def counters(self) -> dict[str, float]:
+        return {"headrace_mounts": 1.0}
+
+    def _fail(self) -> None:
+        if isinstance(self.failure, (HeadraceError, ValueError)):
+            raise self.failure
