@@ -97,7 +97,7 @@ class Index:
         with self._errors():
             cursor = self._db.execute(
                 "INSERT INTO objects (key, uri, version, size, chunk_size) VALUES (?, ?, ?, ?, ?)",
-                (ref.key, ref.uri, ref.version, ref.size, chunk_size),
+                (ref.key, _stored(ref.uri), _stored(ref.version), ref.size, chunk_size),
             )
         return ObjectRow(cursor.lastrowid or 0, chunk_size, ())
 
@@ -142,20 +142,21 @@ class Index:
         with self._errors():
             self._db.execute(
                 "INSERT OR REPLACE INTO datasets VALUES (?, ?, ?, ?)",
-                (dataset.uri, dataset.revision, resolved, listing),
+                (_stored(dataset.uri), dataset.revision, resolved, listing),
             )
 
     def load_dataset(self, uri: str, revision: str) -> Dataset | None:
         with self._errors():
             row = self._db.execute(
-                "SELECT listing FROM datasets WHERE uri = ? AND revision = ?", (uri, revision)
+                "SELECT listing FROM datasets WHERE uri = ? AND revision = ?", (_stored(uri), revision)
             ).fetchone()
             return None if row is None else _dataset(uri, json.loads(zlib.decompress(row[0])))
 
     def datasets(self) -> list[tuple[str, str]]:
         """(URI, revision) of every dataset known, the latest resolved first."""
         with self._errors():
-            return self._db.execute("SELECT uri, revision FROM datasets ORDER BY resolved DESC").fetchall()
+            rows = self._db.execute("SELECT uri, revision FROM datasets ORDER BY resolved DESC").fetchall()
+        return [(_loaded(uri), revision) for uri, revision in rows]
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -178,6 +179,19 @@ class Index:
             raise StoreFailed(f"the index {self._path} is not usable: {error}") from error
         except (zlib.error, ValueError, KeyError, TypeError) as error:
             raise StoreFailed(f"the index {self._path} holds a listing that is not readable") from error
+
+
+def _stored(text: str) -> str | bytes:
+    """Text as SQLite takes it: names of files need not be UTF-8 (PEP 383), those are kept as their bytes."""
+    return text.encode("utf-8", "surrogateescape") if _escaped(text) else text
+
+
+def _loaded(stored: str | bytes) -> str:
+    return stored if isinstance(stored, str) else stored.decode("utf-8", "surrogateescape")
+
+
+def _escaped(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def _plain(dataset: Dataset) -> dict[str, object]:
