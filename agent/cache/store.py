@@ -23,7 +23,7 @@ from typing import ParamSpec, TypeVar
 from agent.cache.index import ChunkRow, Index, ObjectRow, Totals
 from agent.cache.objects import CachedObject
 from agent.clock import Clock
-from agent.content import Dataset, ObjectRef
+from agent.content import Dataset, ObjectRef, chunk_extent
 from agent.errors import ConfigError, StoreFailed, StoreFull
 
 IDLE_OBJECTS = (
@@ -94,8 +94,8 @@ class Store:
 
     async def close(self) -> None:
         """Record what is on its way to the index, then close every file and the index."""
-        while self._recording:
-            await asyncio.wait(self._recording)
+        while under_way := {*self._recording, *self._opening.values()}:
+            await asyncio.wait(under_way)
         for cached, _ in self._open.values():
             cached.close()
         self._open.clear()
@@ -192,6 +192,10 @@ class Store:
         cached = await self._blocking(_open_object, directory, ref, row, self._chunk_size)
         if row is None:
             directory.objects += 1
+        elif cached.missing + len(row.present) > len(cached.present):
+            # The file was not as the index had it: none of its chunks is present any more.
+            directory.chunks -= len(row.present)
+            directory.used -= sum(chunk_extent(n, ref.size, row.chunk_size).length for n in row.present)
         self._open[ref.key] = (cached, directory)
         self._idle[ref.key] = None
         return cached
