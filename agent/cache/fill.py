@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import random
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,11 +20,10 @@ from agent.clock import Clock, Timer
 from agent.content import Extent
 from agent.errors import (
     HeadraceError,
-    OriginError,
     OriginMisbehaved,
     OriginUnavailable,
     PatienceExhausted,
-    StoreError,
+    StoreFailed,
 )
 from agent.metrics import Metrics
 from agent.source import ChunkSource
@@ -77,6 +77,8 @@ class Flight:
     readers: list[Reader] = field(default_factory=list)
     owners: set[object] = field(default_factory=set)
     timer: Timer | None = None
+    expires: float = 0.0  # when the timer is due
+    started: float = 0.0
     task: asyncio.Task[None] | None = None
     error: OriginUnavailable | None = None
 
@@ -122,8 +124,8 @@ class Filler:
             reader.deadline = self._clock.monotonic() + self._patience
         while (gap := cached.first_gap(reader.extent)) is not None:
             setback = self._setback(cached, gap)
-            if setback is not None:
-                reader.fail(setback)
+            if setback is not None and not isinstance(setback, OriginUnavailable):
+                reader.fail(setback)  # where only a prefetch gave up, a reader has its patience still
                 return
             flights = [self._want(cached, chunk, Urgency.READER) for chunk in self._gaps(cached, reader, gap)]
             first = flights[0]
@@ -195,22 +197,27 @@ class Filler:
         while (job := lane.pop()) is not None:
             assert isinstance(job, Flight)
             job.state = State.FETCHING
-            job.task = asyncio.create_task(self._run(job))
+            job.started = self._clock.monotonic()
+            job.task = asyncio.create_task(self._fill(job))
+            # Not the task's own last lines: one that is cancelled before its first step runs none of them.
+            job.task.add_done_callback(functools.partial(self._ended, job))
 
-    async def _run(self, flight: Flight) -> None:
-        started = self._clock.monotonic()
-        try:
-            await self._fill(flight)
-        except asyncio.CancelledError:
-            self._close(flight, State.CANCELLED, PatienceExhausted("the fetch was given up"))
-        except (OriginError, StoreError) as error:
+    def _ended(self, flight: Flight, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            self._close(flight, State.CANCELLED, None)
+        elif error is None:
+            self._metrics.fill_seconds.observe(self._clock.monotonic() - flight.started)
+            self._close(flight, State.DONE, None)
+        elif isinstance(error, HeadraceError):
             self._close(flight, State.FAILED, error)
         else:
-            self._metrics.fill_seconds.observe(self._clock.monotonic() - started)
-            self._close(flight, State.DONE, None)
-        finally:
-            flight.lane.ended(flight)
-            self._pump(flight.lane)
+            # A fault of ours: it is logged with its traceback, and no reader is left waiting for it.
+            message = f"{flight.cached.ref.uri}: internal error {type(error).__name__}"
+            self._close(flight, State.FAILED, StoreFailed(message))
+            task.get_loop().call_exception_handler({"message": "a fill failed", "exception": error})
+        flight.lane.ended(flight)
+        self._pump(flight.lane)
 
     async def _fill(self, flight: Flight) -> None:
         self._store.reserve(flight.cached, flight.chunk)
@@ -253,11 +260,17 @@ class Filler:
         return None
 
     def _watch(self, flight: Flight) -> None:
-        """Keep a timer for the reader whose patience ends first; all have the same, so it is the oldest."""
-        if flight.timer is None and flight.readers:
-            deadline = min(reader.deadline or 0.0 for reader in flight.readers)
-            delay = max(0.0, deadline - self._clock.monotonic())
-            flight.timer = self._clock.call_later(delay, lambda: self._expire(flight))
+        """Keep a timer for the reader whose patience ends first: it may have waited elsewhere before."""
+        if not flight.readers:
+            return
+        deadline = min(reader.deadline or 0.0 for reader in flight.readers)
+        if flight.timer is not None:
+            if flight.expires <= deadline:
+                return
+            flight.timer.cancel()
+        delay = max(0.0, deadline - self._clock.monotonic())
+        flight.expires = deadline
+        flight.timer = self._clock.call_later(delay, lambda: self._expire(flight))
 
     def _expire(self, flight: Flight) -> None:
         flight.timer = None
@@ -280,7 +293,7 @@ class Filler:
 
     def _cancel(self, flight: Flight) -> None:
         if flight.queued:
-            self._close(flight, State.CANCELLED, PatienceExhausted("the fetch was given up"))
+            self._close(flight, State.CANCELLED, None)
         elif flight.state is State.FETCHING and flight.task is not None:
             flight.task.cancel()
 
@@ -291,14 +304,14 @@ class Filler:
         del self._flights[flight.cached.ref.key, flight.chunk]
         del flight.cached.landings[flight.chunk]
         self._fills[state].inc()
-        if error is not None and state is State.FAILED:
+        if error is not None:
             self._set_back(flight, error)
             self._metrics.count_error(error)
         for reader in self._left_behind(flight):
-            if state is State.FAILED and error is not None and not self._closing:
-                reader.fail(error)
+            if error is None or isinstance(error, OriginUnavailable) or self._closing:
+                self.read(flight.cached, reader)  # a flight given up starts again for whoever came late
             else:
-                self.read(flight.cached, reader)  # a cancelled flight starts again for whoever came late
+                reader.fail(error)
         self._store.release(flight.cached)
 
     @staticmethod
