@@ -1,0 +1,58 @@
+"""How far ahead to fill: alone first, then a window that follows the stream, nothing after a jump."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.cache.prefetch import FIRST_WINDOW, WINDOW, Stream
+from agent.content import Extent, chunk_count
+
+CHUNK = 1000
+
+
+@given(
+    size=st.integers(1, 50_000),
+    reads=st.lists(st.tuples(st.integers(0, 50_000), st.integers(0, 5000)), max_size=30),
+)
+def test_what_is_filled_ahead_lies_in_the_object_behind_the_read_and_within_the_window(
+    size: int, reads: list[tuple[int, int]]
+) -> None:
+    stream, chunks = Stream(), chunk_count(size, CHUNK)
+    for offset, length in reads:
+        ahead = stream.advance(Extent(offset, length), CHUNK, chunks)
+        assert len(ahead) <= WINDOW
+        assert all(offset // CHUNK < chunk < chunks for chunk in ahead)
+
+
+def test_the_first_read_goes_alone() -> None:
+    assert not Stream().advance(Extent(0, 100), CHUNK, 50)
+    assert not Stream().advance(Extent(7000, 100), CHUNK, 50)
+
+
+@given(step=st.integers(1, CHUNK), start=st.integers(0, 20_000))
+def test_a_sequential_reader_never_comes_to_a_chunk_that_was_not_asked_for(step: int, start: int) -> None:
+    stream, chunks = Stream(), 60
+    first = start // CHUNK
+    wanted = {first, (start + step - 1) // CHUNK}
+    for offset in range(start, chunks * CHUNK, step):
+        extent = Extent(offset, min(step, chunks * CHUNK - offset))
+        touched = set(range(offset // CHUNK, (extent.end - 1) // CHUNK + 1))
+        assert touched <= wanted or offset == start + step
+        wanted |= touched | set(stream.advance(extent, CHUNK, chunks))
+
+
+def test_the_window_opens_in_two_steps() -> None:
+    stream = Stream()
+    stream.advance(Extent(0, 500), CHUNK, 50)
+    assert stream.advance(Extent(500, 500), CHUNK, 50) == range(1, 1 + FIRST_WINDOW)
+    assert stream.advance(Extent(1000, 500), CHUNK, 50) == range(2, 2 + WINDOW)
+
+
+def test_a_jump_closes_the_window_and_a_read_that_comes_a_little_late_does_not() -> None:
+    stream = Stream()
+    for offset in (0, 500, 1000, 2000):
+        stream.advance(Extent(offset, 500), CHUNK, 50)
+    assert stream.advance(Extent(1500, 500), CHUNK, 50) == range(3, 3 + WINDOW)
+    assert not stream.advance(Extent(30_000, 500), CHUNK, 50)
+    assert stream.advance(Extent(30_500, 500), CHUNK, 50) == range(31, 31 + FIRST_WINDOW)
