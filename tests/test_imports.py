@@ -55,7 +55,7 @@ ALLOWED: dict[str, set[str]] = {
     "preload": {"agent.control.client", "agent.control.views"},
 }
 
-# modules that may import more than their unit, and what (both ends of the descriptor protocol share its framing)
+# Modules that may import more than their unit: both ends of the descriptor protocol share its framing.
 EXCEPTIONS: dict[str, set[str]] = {"agent.mount.holder": {"csi.holder.client", "csi.holder.protocol"}}
 
 ONLY_IMPORTERS = {"libtorrent": {"agent.peers.swarm"}}
