@@ -43,6 +43,7 @@ def fuse(agent: HolderConnection) -> Iterator[int]:
     """The descriptor of mount `m`, its INIT not yet answered."""
     with agent.request("mount", {"mount": "m", "record": {}}) as (answer,):
         descriptor = answer.take()
+    ask(agent, "record", {"mount": "m", "record": {}})  # by now the holder has closed the copy that it sent
     yield descriptor
     os.close(descriptor)
 

@@ -55,7 +55,9 @@ def fuse(agent: HolderConnection) -> Iterator[int]:
 
 def mounted(agent: HolderConnection, name: str) -> int:
     with agent.request("mount", {"mount": name, "record": {}}) as (answer,):
-        return answer.take()
+        descriptor = answer.take()
+    ask(agent, "record", {"mount": name, "record": {}})  # by now the holder has closed the copy that it sent
+    return descriptor
 
 
 def bind(serve: HolderConnection, mount: str, target: Path, note: Message | None = None) -> Message:
