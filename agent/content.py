@@ -147,6 +147,8 @@ def key_fault(key: str) -> str | None:
             return f"a segment {name!r}"
         if "\0" in name:
             return "a NUL byte"
+        if any("\ud800" <= char < "\udc80" or "\udcff" < char <= "\udfff" for char in name):
+            return "a character that stands for no bytes (a lone surrogate)"
         if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
             return f"a segment of more than {NAME_MAX} bytes"
     return None

@@ -169,10 +169,18 @@ def test_an_ordinary_key_is_a_path(key: str) -> None:
         ("a/" + "x" * 256, "more than 255 bytes"),
         ("é" * 128, "more than 255 bytes"),
         ("a/../", "'..'"),
+        ("a\ud800", "lone surrogate"),
+        ("\udc7f", "lone surrogate"),
     ],
 )
 def test_a_key_that_can_be_no_path_is_told_why(key: str, fault: str) -> None:
     assert fault in (key_fault(key) or "")
+
+
+@given(st.text(alphabet=st.characters(codec=None, exclude_categories=[])))
+def test_a_key_that_is_a_path_has_bytes_and_any_other_a_reason(key: str) -> None:
+    if not key_fault(key):
+        assert key.encode("utf-8", "surrogateescape")
 
 
 @given(st.lists(KEYS, unique=True, max_size=20))
