@@ -41,10 +41,15 @@ class Mounts:
         """Serve on what the holder kept, first of all the requests that a predecessor left unanswered."""
         for mount in held:
             try:
-                await self._adopt(mount)
+                if mount.bound:
+                    await self._adopt(mount)
+                else:  # it was unpublished while no agent was there to take it away
+                    os.close(mount.fd)
+                    await asyncio.to_thread(self._services.holder.unmount, mount.mount)
             except HeadraceError as error:
                 log.error("cannot serve the mount %s again: %s", mount.mount, error)
-                os.close(mount.fd)
+                if mount.bound:
+                    os.close(mount.fd)
         by_number = {mounted.channel.number: mounted for mounted in self._mounts.values()}
         for slot, number in self._table.left_over():
             found = by_number.get(number)
@@ -69,10 +74,14 @@ class Mounts:
         return await asyncio.shield(task)
 
     async def unmount(self, name: str) -> None:
-        """Take a mount away. BadRequest where there is none; HolderError while targets show it."""
+        """Take a mount away unless another target shows it. BadRequest where there is none; HolderError."""
         if name not in self._mounts:
             raise BadRequest(f"there is no mount {name!r}")
-        await asyncio.to_thread(self._services.holder.unmount, name)
+        try:
+            await asyncio.to_thread(self._services.holder.unmount, name)
+        except HolderRefused as error:
+            if error.code != "bound":
+                raise
 
     def listing(self) -> list[Mounted]:
         return list(self._mounts.values())
