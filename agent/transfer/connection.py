@@ -11,10 +11,11 @@ reads go on after an SO_RCVTIMEO as if nothing had been.
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
 import ssl
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import h11
@@ -26,6 +27,7 @@ HEAD_LIMIT = 64 * 1024
 PIECE = 1024 * 1024
 # The first pieces of a response are small, so that the first reader of a cold file does not wait for a MiB.
 FIRST_PIECES = (128 * 1024, 128 * 1024, 256 * 1024, 512 * 1024)
+Watch = Callable[[Callable[[], None] | None], None]
 STALLED = (BlockingIOError, TimeoutError)  # of SO_RCVTIMEO, of Python's own timeout
 
 
@@ -42,20 +44,31 @@ class ResponseHead:
 class Connection:
     """A connection to one endpoint. Every method may raise OSError; `abort` may be called from any thread."""
 
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext | None, timeout: float) -> None:
-        """Connect (and shake hands, where `context` is given) within `timeout` seconds."""
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        context: ssl.SSLContext | None,
+        timeout: float,
+        watch: Watch = lambda _: None,
+    ) -> None:
+        """Connect (and shake hands, where `context` is given), with no wait longer than `timeout` seconds.
+
+        `watch` is told how to abort what goes on now, and None once that must not be done any more.
+        """
         self.endpoint = endpoint
         self._rest = b""
         self._request: h11.Request | None = None
-        plain = socket.create_connection((endpoint.host, endpoint.port), timeout=timeout)
-        try:
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._socket = plain if context is None else _wrap(context, plain, endpoint.host)
-        except BaseException:
-            plain.close()
-            raise
         self._wait_all = 0 if context is not None else socket.MSG_WAITALL
-        self.set_stall_timeout(timeout)
+        self._socket = _connect(endpoint, timeout, watch)
+        try:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is not None:
+                self._shake_hands(context, watch)
+            self.set_stall_timeout(timeout)
+        except BaseException:
+            watch(None)
+            self._socket.close()
+            raise
 
     def set_stall_timeout(self, seconds: float) -> None:
         """How long one wait for the origin may last (socket(7), SO_RCVTIMEO and SO_SNDTIMEO)."""
@@ -137,16 +150,19 @@ class Connection:
         return self._rest[:limit]
 
     def abort(self) -> None:
-        """Wake whoever waits on this connection with an error.
-
-        Not by `SSLSocket.shutdown`: that makes the socket a plain one, and a thread between two reads would
-        take TLS records for the object's bytes.
-        """
-        with contextlib.suppress(OSError):
-            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+        """Wake whoever waits on this connection with an error."""
+        _shut_down(self._socket)
 
     def close(self) -> None:
         self._socket.close()
+
+    def _shake_hands(self, context: ssl.SSLContext, watch: Watch) -> None:
+        secured = context.wrap_socket(
+            self._socket, server_hostname=self.endpoint.host, do_handshake_on_connect=False
+        )
+        self._socket = secured
+        watch(functools.partial(_shut_down, secured))
+        secured.do_handshake()
 
     def _parser(self) -> h11.Connection:
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT)
@@ -195,8 +211,34 @@ class Connection:
         return done
 
 
-def _wrap(context: ssl.SSLContext, plain: socket.socket, host: str) -> ssl.SSLSocket:
-    return context.wrap_socket(plain, server_hostname=host)
+def _connect(endpoint: Endpoint, timeout: float, watch: Watch) -> socket.socket:
+    """`socket.create_connection`, but for `watch`: an unreachable origin must not hold up who gives up."""
+    failure = OSError(f"{endpoint.host} has no address")
+    found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    for family, kind, protocol, _, address in found:
+        plain = socket.socket(family, kind, protocol)
+        try:
+            watch(functools.partial(_shut_down, plain))
+            plain.settimeout(timeout)
+            plain.connect(address)
+            return plain
+        except BaseException as error:
+            watch(None)
+            plain.close()
+            if not isinstance(error, OSError):
+                raise
+            failure = error
+    raise failure
+
+
+def _shut_down(connected: socket.socket) -> None:
+    """Wake whoever waits on a socket, from any thread.
+
+    Not by `SSLSocket.shutdown`: that makes the socket a plain one, and a thread between two reads would take
+    TLS records for the object's bytes.
+    """
+    with contextlib.suppress(OSError):
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
 def _response_head(event: h11.Response) -> ResponseHead:

@@ -14,7 +14,7 @@ import re
 import ssl
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 
@@ -93,7 +93,7 @@ class Engine:
             self._take_body(get, sink, connection, head)
             kept = head.keep_alive and not head.chunked and connection.drained
         finally:
-            transfer.forget()
+            transfer.use(None)
             if kept:
                 self._keep(connection, get)
             else:
@@ -103,20 +103,11 @@ class Engine:
         """A connection on which the head has been read; one retry where a kept one had been closed."""
         connection = self._take_idle(get)
         if connection is not None:
-            try:
+            with contextlib.suppress(OSError):
                 return connection, _ask(connection, get, transfer)
-            except OSError:
-                connection.close()
-                transfer.check()
-            except BaseException:
-                connection.close()
-                raise
-        connection = Connection(get.endpoint, self._context(get), get.stall_timeout)
-        try:
-            return connection, _ask(connection, get, transfer)
-        except BaseException:
-            connection.close()
-            raise
+            transfer.check()
+        connection = Connection(get.endpoint, self._context(get), get.stall_timeout, transfer.use)
+        return connection, _ask(connection, get, transfer)
 
     def _take_body(self, get: RangedGet, sink: Sink, connection: Connection, head: ResponseHead) -> None:
         length = get.extent.length
@@ -178,27 +169,25 @@ class _Transfer:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._connection: Connection | None = None
+        self._abort: Callable[[], None] | None = None
         self._aborted = False
 
-    def use(self, connection: Connection) -> None:
+    def use(self, abort: Callable[[], None] | None) -> None:
+        """From now on `abort` wakes the thread; None before what it acts on is closed."""
         with self._lock:
-            self._connection = connection
-            self._raise_if_aborted()
+            self._abort = abort
+            if abort is not None:
+                self._raise_if_aborted()
 
     def check(self) -> None:
         with self._lock:
             self._raise_if_aborted()
 
-    def forget(self) -> None:
-        with self._lock:
-            self._connection = None
-
     def abort(self) -> None:
         with self._lock:
             self._aborted = True
-            if self._connection is not None:
-                self._connection.abort()
+            if self._abort is not None:
+                self._abort()
 
     def _raise_if_aborted(self) -> None:
         if self._aborted:
@@ -206,9 +195,15 @@ class _Transfer:
 
 
 def _ask(connection: Connection, get: RangedGet, transfer: _Transfer) -> ResponseHead:
-    transfer.use(connection)
-    connection.send("GET", get.target, get.headers)
-    return connection.read_head()
+    """Ask and read the head; a connection on which that fails is closed."""
+    try:
+        transfer.use(connection.abort)
+        connection.send("GET", get.target, get.headers)
+        return connection.read_head()
+    except BaseException:
+        transfer.use(None)
+        connection.close()
+        raise
 
 
 def _check_head(get: RangedGet, head: ResponseHead, connection: Connection) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import re
+import socket
 import ssl
 import threading
 from collections.abc import AsyncIterator, Mapping
@@ -420,6 +422,31 @@ async def test_a_transfer_that_waits_for_a_thread_is_cancelled_at_once() -> None
         await asyncio.wait_for(first, 10)
         await engine.close()
         assert (len(server.requests), bytes(idle.data)) == (1, b"")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_transfer_that_is_cancelled_while_it_connects_ends_at_once(
+    engine: Engine, scheme: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(RawServer())
+        get = ranged(server, scheme=scheme, verify=False)
+        if (
+            scheme == "http"
+        ):  # a full backlog lets a connect wait; the other server is silent in the handshake
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+            address = listener.getsockname()
+            for _ in range(4):
+                waiting = stack.enter_context(socket.socket())
+                waiting.setblocking(False)
+                waiting.connect_ex(address)
+            get = dataclasses.replace(get, endpoint=Endpoint(scheme, *address))
+        work = asyncio.create_task(engine.receive(get, sink_for(SOME)))
+        done, _ = await asyncio.wait([work], timeout=0.2)
+        assert not done
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(work, 5)
 
 
 async def test_tls_is_verified_against_the_machines_authorities(
