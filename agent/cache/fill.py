@@ -75,7 +75,9 @@ class Flight:
     length: int
     state: State = State.QUEUED
     readers: list[Reader] = field(default_factory=list)
-    owners: set[object] = field(default_factory=set)
+    owners: set[object] = field(
+        default_factory=set
+    )  # of a prefetch, or readers that wait for an earlier chunk
     timer: Timer | None = None
     expires: float = 0.0  # when the timer is due
     started: float = 0.0
@@ -125,10 +127,13 @@ class Filler:
         while (gap := cached.first_gap(reader.extent)) is not None:
             setback = self._setback(cached, gap)
             if setback is not None and not isinstance(setback, OriginUnavailable):
-                reader.fail(setback)  # where only a prefetch gave up, a reader has its patience still
+                self._fail(reader, setback)  # where only a prefetch gave up, a reader has its patience still
                 return
             flights = [self._want(cached, chunk, Urgency.READER) for chunk in self._gaps(cached, reader, gap)]
-            first = flights[0]
+            first, *later = flights
+            for flight in later:
+                flight.owners.add(reader)
+            first.owners.discard(reader)
             reader.needs = min(reader.extent.end, first.landing.end)
             if first.landing.wait(reader):
                 first.readers.append(reader)
@@ -139,8 +144,11 @@ class Filler:
     def leave(self, reader: Reader) -> None:
         """A reader goes away without its bytes; the last one of a flight that nobody else wants ends it."""
         for flight in list(self._flights.values()):
-            if reader in flight.readers and flight.landing.leave(reader):
+            waits = reader in flight.readers and flight.landing.leave(reader)
+            if waits:
                 flight.readers.remove(reader)
+            if waits or reader in flight.owners:
+                flight.owners.discard(reader)
                 self._end_if_unwanted(flight)
 
     def prefetch(self, cached: CachedObject, chunks: range, owner: object) -> None:
@@ -283,9 +291,13 @@ class Filler:
             if flight.landing.leave(reader):
                 self._set_back(flight, error)
                 self._metrics.count_error(error)
-                reader.fail(error)
+                self._fail(reader, error)
         self._watch(flight)
         self._end_if_unwanted(flight)
+
+    def _fail(self, reader: Reader, error: HeadraceError) -> None:
+        self.leave(reader)  # the chunks behind the one that failed may still come for it
+        reader.fail(error)
 
     def _end_if_unwanted(self, flight: Flight) -> None:
         if not flight.landing.awaited and not flight.owners:
@@ -311,7 +323,7 @@ class Filler:
             if error is None or isinstance(error, OriginUnavailable) or self._closing:
                 self.read(flight.cached, reader)  # a flight given up starts again for whoever came late
             else:
-                reader.fail(error)
+                self._fail(reader, error)
         self._store.release(flight.cached)
 
     @staticmethod

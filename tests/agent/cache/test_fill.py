@@ -345,6 +345,28 @@ async def test_chunks_of_one_read_are_fetched_side_by_side(node: Node) -> None:
     assert await within(read.result) == read.expected
 
 
+@pytest.mark.parametrize("way", ["leaves", "fails", "loses patience"])
+async def test_nothing_is_fetched_any_more_for_a_reader_that_is_gone(node: Node, way: str) -> None:
+    gates = [Gate(), Gate()]
+    node.source.script(gates[0], AccessDenied("no"))
+    node.source.script(gates[1])
+    read = node.read(CHUNK - 10, 20)
+    for gate in gates:
+        await within(gate.reached.wait())
+    if way == "leaves":
+        node.filler.leave(read)
+    elif way == "fails":
+        gates[0].open.set()
+    else:
+        node.clock.advance(PATIENCE)
+    await within(node.source.cancelled.wait())
+    await node.flights_end(2)
+    assert node.source.running == 0
+    if way != "leaves":
+        with pytest.raises(HeadraceError):
+            await within(read.result)
+
+
 async def test_prefetch_fills_without_a_reader_and_a_reader_joins_it(node: Node) -> None:
     gate = Gate()
     node.source.script(gate)
