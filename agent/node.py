@@ -37,9 +37,7 @@ RECEIVER_THREADS = 32  # two origins at their default of 16 connections
 class Node:
     """The running agent (a `Controlled` of agent/control/api.py)."""
 
-    def __init__(
-        self, config: Config, clock: Clock, store: Store, metrics: Metrics
-    ) -> None:
+    def __init__(self, config: Config, clock: Clock, store: Store, metrics: Metrics) -> None:
         self._config = config
         self._clock = clock
         self._started = clock.monotonic()

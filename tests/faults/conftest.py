@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from deploy.local.layout import AgentSettings
+from deploy.local.layout import AgentSettings, OriginSettings
 from deploy.local.stack import LocalStack
 from tests.fakes.scripted_proxy import ScriptedProxy
 from tests.harness.s3 import SeaweedS3
@@ -27,7 +27,7 @@ class Line:
 @pytest.fixture(scope="module")
 def running(seaweed: SeaweedS3) -> Iterator[Line]:
     with ScriptedProxy(seaweed.endpoint) as proxy:
-        reached = {"endpoint_url": proxy.endpoint, "deadline": f"{DEADLINE:g}s", "max_connections": 100}
+        reached: OriginSettings = {"endpoint_url": proxy.endpoint, "deadline": f"{DEADLINE:g}s", "max_connections": 100}
         settings = AgentSettings(patience=f"{PATIENCE:g}s", origins={"s3://": reached})
         with LocalStack(settings, s3=seaweed) as stack:
             yield Line(stack, proxy)
