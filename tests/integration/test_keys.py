@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from agent.control.client import AdminClient
-from deploy.local.layout import AgentSettings
+from deploy.local.layout import AgentSettings, OriginSettings
 from deploy.local.stack import LocalStack
 from tests.harness.moto import MotoS3
 from tests.harness.reading import run
@@ -33,7 +33,7 @@ UNMAPPED = ["..", "a/../../b", "/abs", "a//b", "x", f"a/{LONG}"]
 
 @pytest.fixture
 def odd(moto: MotoS3, seaweed: SeaweedS3) -> Iterator[LocalStack]:
-    reached = {"endpoint_url": moto.endpoint, "region": "us-east-1", "path_style": True}
+    reached: OriginSettings = {"endpoint_url": moto.endpoint, "region": "us-east-1", "path_style": True}
     with LocalStack(AgentSettings(origins={"s3://odd": reached}), s3=seaweed) as running:
         yield running
 
