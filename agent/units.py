@@ -6,7 +6,6 @@ the message shows the form that is meant. Sizes are binary and exact (int bytes)
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 
@@ -20,6 +19,8 @@ SIZE_UNITS = {
 }
 
 DURATION_UNITS_MS = {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+_LONGEST = 1e15  # seconds; beyond it a number without a unit is told the form only
 
 _QUANTITY = re.compile(r"(?P<number>[0-9]{1,18}) ?(?P<unit>[A-Za-z]*)", re.ASCII)
 
@@ -36,7 +37,7 @@ def parse_size(value: object) -> int:
 
 def parse_duration(value: object) -> float:
     """Seconds of a duration such as "30s". Raises ValueError with a message that shows the right form."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _LONGEST:
         raise ValueError(f'a duration needs a unit: write "{format_duration(value)}"')
     number, unit = _split(value, 'a duration is written like "30s" or "5min"')
     if unit not in DURATION_UNITS_MS:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.units import (
@@ -100,6 +100,8 @@ def test_what_is_no_size_is_refused_with_the_right_form(value: object, advice: s
         (-1, 'like "30s"'),
         (float("nan"), 'like "30s"'),
         (float("inf"), 'like "30s"'),
+        (1.7e308, 'like "30s"'),
+        (10**400, 'like "30s"'),
         (False, 'like "30s"'),
         ({}, 'like "30s"'),
     ],
@@ -109,6 +111,8 @@ def test_what_is_no_duration_is_refused_with_the_right_form(value: object, advic
         parse_duration(value)
 
 
+@example(1.7e308)
+@example(10**400)
 @given(st.one_of(st.text(), st.integers(), st.floats(), st.booleans(), st.none(), st.binary()))
 def test_whatever_is_given_is_read_or_refused_in_one_line(value: object) -> None:
     for parse in (parse_size, parse_duration):
