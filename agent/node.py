@@ -18,7 +18,7 @@ from agent.control.api import application
 from agent.control.server import serve_admin, serve_metrics
 from agent.control.views import DatasetView, MountView, ObjectView, StatusView, StoreView, UnmappedView
 from agent.control.web import monitoring
-from agent.errors import BadRequest
+from agent.errors import HolderError, ObjectMissing
 from agent.metrics import Metrics, build_version
 from agent.mount.holder import Holder
 from agent.mount.inflight import RequestTable
@@ -112,14 +112,14 @@ class Node:
 
     def _claimed(self) -> Mounts:
         if self._mounts is None:
-            raise BadRequest("the agent is still starting; try again")
+            raise HolderError("the mounts are not claimed from the holder yet; try again")
         return self._mounts
 
     async def _find(self, revision: str) -> Dataset:
         for uri, known in await self._store.datasets():
             if known == revision and (dataset := await self._store.load_dataset(uri, revision)) is not None:
                 return dataset
-        raise BadRequest(f"no dataset here has the revision {revision!r}")
+        raise ObjectMissing(f"no dataset here has the revision {revision!r}")
 
     async def _dataset_view(self, dataset: Dataset, mounted: bool) -> DatasetView:
         present = await self._store.present_bytes([entry.ref.key for entry in dataset.entries])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.cache.index import ChunkRow, Index, Totals
@@ -99,6 +99,7 @@ NAMES = st.text(st.characters(exclude_characters="\0/") | ESCAPED, min_size=1, m
 REFS = st.builds(ObjectRef, NAMES, NAMES, st.integers(0, 2**62))
 
 
+@settings(max_examples=40, deadline=None)  # each example opens a database
 @given(
     uri=NAMES,
     entries=st.lists(st.builds(Entry, NAMES, REFS, st.integers(0, 2**62)), max_size=5),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.cache.prefetch import FIRST_WINDOW, WINDOW, Stream
@@ -30,6 +30,7 @@ def test_the_first_read_goes_alone() -> None:
     assert not Stream().advance(Extent(7000, 100), CHUNK, 50)
 
 
+@settings(deadline=None)
 @given(step=st.integers(1, CHUNK), start=st.integers(0, 20_000))
 def test_a_sequential_reader_never_comes_to_a_chunk_that_was_not_asked_for(step: int, start: int) -> None:
     stream, chunks = Stream(), 60

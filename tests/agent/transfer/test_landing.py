@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.content import Extent
@@ -46,6 +46,7 @@ def pieces_of(data: bytes, cuts: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
+@settings(deadline=None)
 @given(
     start=st.integers(0, 5000),
     length=st.integers(1, len(DATA)),
