@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.child import run_program
+from bench.child import BenchError, run_program
 from bench.figures import MILLISECONDS, Goal, Reading
-from bench.mounts import installed
+from bench.mounts import Mounter, installed
 from bench.options import MIB, Options
 from bench.site import Site
-from bench.workload import Measure, Subjects, Workload
+from bench.workload import Measure, Subjects, Workload, refused
 
 BUCKET = "bench-first"
 FILES = 3  # cold files a round: single readings of some milliseconds jump
@@ -36,6 +36,14 @@ def _measure(read: Callable[[str], Reading]) -> Measure:
     return lambda turn: _median([read(_key(turn, number)) for number in range(FILES)])
 
 
+def _prepared(stack: contextlib.ExitStack, mounter: Mounter, site: Site) -> Measure:
+    try:
+        mount = stack.enter_context(mounter.mounted(site, BUCKET))
+    except BenchError as error:
+        return refused(error)
+    return _measure(_through(mount.path))
+
+
 @contextlib.contextmanager
 def _open(site: Site, options: Options) -> Iterator[Subjects]:
     for turn in range(options.rounds):
@@ -45,8 +53,7 @@ def _open(site: Site, options: Options) -> Iterator[Subjects]:
     subjects: dict[str, Measure | None] = {"ranged GET": get}
     with contextlib.ExitStack() as stack:
         for name, mounter in installed(site):
-            mount = stack.enter_context(mounter.mounted(site, BUCKET)) if mounter else None
-            subjects[name] = _measure(_through(mount.path)) if mount else None
+            subjects[name] = _prepared(stack, mounter, site) if mounter else None
         yield subjects
 
 

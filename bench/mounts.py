@@ -116,7 +116,8 @@ class Rclone:
     name = "rclone"
 
     def installed(self) -> bool:
-        return _rclone() is not None
+        # It mounts by this program, which comes with another package (fuse3).
+        return _rclone() is not None and shutil.which("fusermount3") is not None
 
     @contextlib.contextmanager
     def mounted(self, site: Site, bucket: str) -> Iterator[Mount]:
@@ -151,7 +152,7 @@ def _served(command: Sequence[str], target: Path, work: Path, env: dict[str, str
     try:
         with running(command, work / "log", env) as process:
             try:
-                _await_mount(target, process)
+                _await_mount(target, process, work / "log")
                 yield Mount(target, (process.pid,))
             finally:
                 subprocess.run(
@@ -161,11 +162,12 @@ def _served(command: Sequence[str], target: Path, work: Path, env: dict[str, str
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _await_mount(target: Path, process: subprocess.Popen[bytes]) -> None:
+def _await_mount(target: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while not _is_mounted(target):
         if process.poll() is not None:
-            raise BenchError(f"{process.args!r} ended with {process.returncode}"[:200])
+            said = log.read_text(errors="replace").strip().rpartition("\n")[2]
+            raise BenchError(f"it ended with {process.returncode}: {said}")
         if time.monotonic() > deadline:
             raise BenchError(f"no mount after {READY_SECONDS:g} s")
         time.sleep(0.02)

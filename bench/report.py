@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench.figures import Goal, Summary, summarise
 from bench.options import RESULTS, Options
-from bench.workload import HEADRACE, Outcome
+from bench.workload import HEADRACE, NOT_INSTALLED, Outcome
 
 COLUMNS = ("workload", "subject", "median", "lowest to highest", "ratio to limit", "goal", "MB/s per CPU-s")
 
@@ -44,6 +44,10 @@ def render(outcomes: Sequence[Outcome], console: Console) -> None:
             table.add_row(*row)
         table.add_section()
     console.print(table)
+    for outcome in outcomes:
+        for name, note in outcome.notes.items():
+            if note != NOT_INSTALLED:
+                console.print(f"{outcome.workload.name}, {name}: {note}", markup=False, highlight=False)
 
 
 def document(outcomes: Sequence[Outcome], options: Options) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def _place(name: str, limit: str) -> tuple[int, str]:
 
 
 def _cells(outcome: Outcome, summary: Summary | None, name: str, goal: Goal | None) -> tuple[str, ...]:
-    note = outcome.notes.get(name, "")
+    note = _short(outcome.notes.get(name, ""))
     if summary is None:
         return (note, "", "", "", "")
     unit = outcome.workload.unit.name
@@ -91,6 +95,10 @@ def _cells(outcome: Outcome, summary: Summary | None, name: str, goal: Goal | No
         verdict,
         "" if summary.per_cpu is None else f"{summary.per_cpu:.0f}",
     )
+
+
+def _short(note: str) -> str:
+    return note if note in ("", NOT_INSTALLED) else "failed, see below"
 
 
 def _number(value: float) -> str:

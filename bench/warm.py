@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench.child import dd, run_program
+from bench.child import BenchError, dd, run_program
 from bench.cold import BUCKET, KEY, Read
 from bench.figures import SPEED, Goal, Reading
-from bench.mounts import Mount, installed
+from bench.mounts import Mount, Mounter, installed
 from bench.options import Options
 from bench.site import Site
-from bench.workload import Measure, Subjects, Workload
+from bench.workload import Measure, Subjects, Workload, refused
 
 TIMES = 3  # a GiB from the page cache takes an eighth of a second: too little to measure once
 
@@ -36,6 +36,16 @@ def _measure(mount: Mount, size: int, read: Read) -> Measure:
     return measure
 
 
+def _prepared(stack: contextlib.ExitStack, mounter: Mounter, site: Site, size: int, read: Read) -> Measure:
+    try:
+        mount = stack.enter_context(mounter.mounted(site, BUCKET))
+        for _ in range(2):
+            dd(mount.path / KEY, size)
+    except BenchError as error:
+        return refused(error)
+    return _measure(mount, size, read)
+
+
 @contextlib.contextmanager
 def _subjects(site: Site, options: Options, read: Read) -> Iterator[Subjects]:
     """Every mounter stays mounted over all rounds; each has read the object to its end before, twice."""
@@ -44,12 +54,7 @@ def _subjects(site: Site, options: Options, read: Read) -> Iterator[Subjects]:
     subjects: dict[str, Measure | None] = {"native file": lambda _: read(native, options.size)}
     with contextlib.ExitStack() as stack:
         for name, mounter in installed(site):
-            subjects[name] = None
-            if mounter:
-                mount = stack.enter_context(mounter.mounted(site, BUCKET))
-                for _ in range(2):
-                    dd(mount.path / KEY, options.size)
-                subjects[name] = _measure(mount, options.size, read)
+            subjects[name] = _prepared(stack, mounter, site, options.size, read) if mounter else None
         yield subjects
 
 

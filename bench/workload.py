@@ -44,6 +44,15 @@ class Outcome:
     notes: dict[str, str] = field(default_factory=dict)
 
 
+def refused(error: BenchError) -> Measure:
+    """The measure of a subject that could not be prepared: it fails, and only it."""
+
+    def measure(_: int) -> Reading:
+        raise error
+
+    return measure
+
+
 def run(workload: Workload, site: Site, options: Options) -> Outcome:
     """Run the rounds. A subject that fails once is left out from then on. Raises BenchError for the limit."""
     outcome = Outcome(workload)
