@@ -38,11 +38,16 @@ CREATE TABLE datasets (
 
 @dataclass(frozen=True, slots=True)
 class ObjectRow:
-    """One object as the index knows it: `present` are the numbers of its chunks."""
+    """One object as the index knows it: `present` are the numbers of its chunks.
+
+    `suspect` are those that were recorded under another boot id, with the xxh3-128 that they should have: the
+    machine may have lost their bytes, though not their record.
+    """
 
     id: int
     chunk_size: int
-    present: tuple[int, ...]
+    present: tuple[int, ...] = ()
+    suspect: tuple[tuple[int, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,14 @@ class Index:
             row = self._db.execute("SELECT id, chunk_size FROM objects WHERE key = ?", (key,)).fetchone()
             if row is None:
                 return None
-            chunks = self._db.execute("SELECT chunk FROM chunks WHERE object = ?", (row[0],)).fetchall()
-        return ObjectRow(row[0], row[1], tuple(number for (number,) in chunks))
+            query = "SELECT chunk, xxh3, boot FROM chunks WHERE object = ?"
+            chunks = self._db.execute(query, (row[0],)).fetchall()
+        return ObjectRow(
+            row[0],
+            row[1],
+            tuple(chunk for chunk, _, boot in chunks if boot == self._boot_id),
+            tuple((chunk, xxh3) for chunk, xxh3, boot in chunks if boot != self._boot_id),
+        )
 
     def add(self, ref: ObjectRef, chunk_size: int) -> ObjectRow:
         """Record an object of which nothing is present yet."""
@@ -99,7 +110,7 @@ class Index:
                 "INSERT INTO objects (key, uri, version, size, chunk_size) VALUES (?, ?, ?, ?, ?)",
                 (ref.key, _stored(ref.uri), _stored(ref.version), ref.size, chunk_size),
             )
-        return ObjectRow(cursor.lastrowid or 0, chunk_size, ())
+        return ObjectRow(cursor.lastrowid or 0, chunk_size)
 
     def record(self, rows: Iterable[ChunkRow]) -> None:
         """Record chunks as present, all of them or none."""
@@ -112,6 +123,18 @@ class Index:
                 self._db.execute(
                     "UPDATE objects SET present = present + ? WHERE id = ?", (row.length, row.object)
                 )
+
+    def settle(self, row: int, good: Iterable[int], bad: Iterable[tuple[int, int]]) -> None:
+        """Say of an object's suspect chunks which are right, and which (number, length) are dropped."""
+        with self._errors(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for chunk in good:
+                self._db.execute(
+                    "UPDATE chunks SET boot = ? WHERE object = ? AND chunk = ?", (self._boot_id, row, chunk)
+                )
+            for chunk, length in bad:
+                self._db.execute("DELETE FROM chunks WHERE object = ? AND chunk = ?", (row, chunk))
+                self._db.execute("UPDATE objects SET present = present - ? WHERE id = ?", (length, row))
 
     def forget(self, key: str) -> None:
         """Drop an object and its chunks."""

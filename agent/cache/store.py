@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import sqlite3
 from collections import OrderedDict
@@ -20,12 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+import xxhash
+
 from agent.cache.index import ChunkRow, Index, ObjectRow, Totals
 from agent.cache.objects import CachedObject
 from agent.clock import Clock
 from agent.content import Dataset, ObjectRef, chunk_extent
 from agent.errors import ConfigError, StoreFailed, StoreFull
 
+log = logging.getLogger(__name__)
+
+PIECE = 1 << 20  # bytes that are read at once to be checked
 IDLE_OBJECTS = (
     256  # objects kept open although nobody uses them: a file that is opened again needs no look-up
 )
@@ -189,16 +195,33 @@ class Store:
                 break
         else:
             directory, row = max(self.directories, key=_room), None
-        cached = await self._blocking(_open_object, directory, ref, row, self._chunk_size)
+        cached, kept = await self._blocking(_open_object, directory, ref, row, self._chunk_size)
         if row is None:
             directory.objects += 1
-        elif cached.missing + len(row.present) > len(cached.present):
+        elif not kept:
             # The file was not as the index had it: none of its chunks is present any more.
-            directory.chunks -= len(row.present)
-            directory.used -= sum(chunk_extent(n, ref.size, row.chunk_size).length for n in row.present)
+            known = [*row.present, *(chunk for chunk, _ in row.suspect)]
+            directory.chunks -= len(known)
+            directory.used -= sum(chunk_extent(n, ref.size, row.chunk_size).length for n in known)
+        elif row.suspect:
+            await self._settle(directory, cached, row.suspect)
         self._open[ref.key] = (cached, directory)
         self._idle[ref.key] = None
         return cached
+
+    async def _settle(
+        self, directory: Directory, cached: CachedObject, suspect: tuple[tuple[int, bytes], ...]
+    ) -> None:
+        """Check what was written under another boot id before anybody reads it (DESIGN.md rule 2)."""
+        good = await asyncio.to_thread(_verified, cached, suspect)
+        bad = [(chunk, cached.extent(chunk).length) for chunk, _ in suspect if chunk not in good]
+        await self._blocking(directory.index.settle, cached.row, good, bad)
+        for chunk in good:
+            cached.publish(chunk)
+        directory.chunks -= len(bad)
+        directory.used -= sum(length for _, length in bad)
+        if bad:
+            log.warning("%s: %d chunks did not survive the restart of the machine", cached.ref.uri, len(bad))
 
     async def _record_batch(self, number: int) -> None:
         # Whatever finishes while the index thread is busy with earlier work joins this batch.
@@ -260,7 +283,8 @@ def _open_directory(path: Path, limits: StoreLimits) -> Directory:
 
 def _open_object(
     directory: Directory, ref: ObjectRef, row: ObjectRow | None, chunk_size: int
-) -> CachedObject:
+) -> tuple[CachedObject, bool]:
+    """The object, and whether its file was as the index has it."""
     path = directory.file_of(ref.key)
     try:
         if row is not None and not _has_size(path, ref.size):
@@ -272,6 +296,7 @@ def _open_object(
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"{directory.path}: the disk is full; free some space") from error
         raise StoreFailed(f"cannot open {path}: {error.strerror}") from error
+    kept = row is not None
     try:
         if row is None:
             row = directory.index.add(ref, chunk_size)
@@ -281,7 +306,23 @@ def _open_object(
     cached = CachedObject(ref, path, fd, row.id, row.chunk_size)
     for chunk in row.present:
         cached.publish(chunk)
-    return cached
+    return cached, kept
+
+
+def _verified(cached: CachedObject, suspect: tuple[tuple[int, bytes], ...]) -> set[int]:
+    """The numbers of the chunks whose bytes in the file have the checksum that was recorded."""
+    return {chunk for chunk, xxh3 in suspect if _checksum(cached, chunk) == xxh3}
+
+
+def _checksum(cached: CachedObject, chunk: int) -> bytes:
+    extent = cached.extent(chunk)
+    digest = xxhash.xxh3_128()
+    for offset in range(extent.offset, extent.end, PIECE):
+        try:
+            digest.update(os.pread(cached.fd, min(PIECE, extent.end - offset), offset))
+        except OSError:
+            return b""  # a bad sector is no right byte
+    return digest.digest()
 
 
 def _has_size(path: Path, size: int) -> bool:

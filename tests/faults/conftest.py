@@ -27,7 +27,11 @@ class Line:
 @pytest.fixture(scope="module")
 def running(seaweed: SeaweedS3) -> Iterator[Line]:
     with ScriptedProxy(seaweed.endpoint) as proxy:
-        reached: OriginSettings = {"endpoint_url": proxy.endpoint, "deadline": f"{DEADLINE:g}s", "max_connections": 100}
+        reached: OriginSettings = {
+            "endpoint_url": proxy.endpoint,
+            "deadline": f"{DEADLINE:g}s",
+            "max_connections": 100,
+        }
         settings = AgentSettings(patience=f"{PATIENCE:g}s", origins={"s3://": reached})
         with LocalStack(settings, s3=seaweed) as stack:
             yield Line(stack, proxy)

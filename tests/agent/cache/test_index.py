@@ -39,12 +39,29 @@ def test_what_was_recorded_is_there_after_a_reopen(index: Index, path: Path) -> 
     assert (added.chunk_size, added.present) == (1000, ())
     index.record(rows(added.id, 3, 1))
     index.record(rows(added.id, 9))
-    again = Index(path, "boot-2")
+    again = Index(path, "boot-1")
     found = again.find(REF.key)
     assert found is not None
     assert (found.id, found.chunk_size, sorted(found.present)) == (added.id, 1000, [1, 3, 9])
     assert again.totals() == Totals(objects=1, chunks=3, bytes=3000)
     assert again.present_bytes([REF.key, "unknown"]) == {REF.key: 3000}
+    again.close()
+
+
+def test_what_was_recorded_under_another_boot_id_is_suspect_until_it_is_settled(
+    index: Index, path: Path
+) -> None:
+    added = index.add(REF, 1000)
+    index.record(rows(added.id, 3, 1))
+    again = Index(path, "boot-2")
+    found = again.find(REF.key)
+    assert found is not None
+    assert (found.present, dict(found.suspect)) == ((), {1: b"\1" * 16, 3: b"\3" * 16})
+    again.settle(added.id, good=[3], bad=[(1, 1000)])
+    settled = again.find(REF.key)
+    assert settled is not None
+    assert (settled.present, settled.suspect) == ((3,), ())
+    assert again.totals() == Totals(objects=1, chunks=1, bytes=1000)
     again.close()
 
 

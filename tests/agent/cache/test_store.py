@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from agent.cache.objects import CachedObject
 from agent.cache.store import IDLE_OBJECTS, Store, StoreLimits
@@ -135,6 +137,34 @@ async def test_a_file_that_is_not_as_it_was_is_a_miss_and_its_room_is_free_again
     await fill(second, again, 3)
     assert await second.present_bytes([ref().key]) == {ref().key: CHUNK}
     await second.close()
+
+
+async def test_after_a_crash_of_the_machine_only_chunks_with_their_checksum_are_present(
+    tmp_path: Path,
+) -> None:
+    first = await open_store(tmp_path)
+    cached = await first.acquire(ref())
+    for chunk in (0, 1, 2):
+        first.reserve(cached, chunk)
+        data = bytes([chunk + 1]) * CHUNK
+        os.pwrite(cached.fd, data, chunk * CHUNK)
+        await first.record(cached, chunk, xxhash.xxh3_128_digest(data))
+    await first.close()
+    with sqlite3.connect(tmp_path / "index.sqlite") as database:
+        database.execute("UPDATE chunks SET boot = 'another' WHERE chunk < 2")
+    database.close()
+    with cached.path.open("r+b") as file:
+        file.seek(CHUNK + 17)
+        file.write(b"\0")
+    second = await open_store(tmp_path)
+    again = await second.acquire(ref())
+    assert list(again.present) == [1, 0, 1, 0]
+    assert (second.directories[0].used, second.directories[0].chunks) == (2 * CHUNK, 2)
+    assert await second.present_bytes([ref().key]) == {ref().key: 2 * CHUNK}
+    await second.close()
+    third = await open_store(tmp_path)
+    assert list((await third.acquire(ref())).present) == [1, 0, 1, 0]
+    await third.close()
 
 
 async def test_capacity_counts_what_is_present_and_what_is_being_filled(tmp_path: Path) -> None:
