@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from typing import Final
 
 from agent.mount import wire
 from agent.mount.inflight import RequestTable
+
+log = logging.getLogger(__name__)
 
 # What writing a reply may say without harm: the request was aborted or answered before (ENOENT), its caller
 # is gone (EINTR), the mount is gone (ENODEV, EBADF after the channel's close).
@@ -26,28 +29,30 @@ class Channel:
     def receive(self) -> Request | None:
         """The next request, None where there is none now. Raises OSError(ENODEV) once the mount is gone."""
         slot = self._table.acquire(self.number)
-        try:
-            received = os.readv(self.fd, [self._table.view(slot)])
-        except OSError as error:
-            self._table.release(slot)
-            # ENOENT: the request was aborted before it could be copied; EINTR: a signal came first.
-            if error.errno in (errno.EAGAIN, errno.ENOENT, errno.EINTR):
-                return None
-            raise
-        return Request(self, slot, received)
+        while True:
+            try:
+                return Request(self, slot, os.readv(self.fd, [self._table.view(slot)]))
+            except OSError as error:
+                # ENOENT: a request was aborted before it could be copied; others may wait behind it.
+                if error.errno in (errno.ENOENT, errno.EINTR):
+                    continue
+                self._table.release(slot)
+                if error.errno == errno.EAGAIN:
+                    return None
+                raise
 
     def recover(self, slot: int) -> Request:
         """The request that a predecessor left in a slot."""
         return Request(self, slot, None)
 
     def send(self, *parts: wire.Buffer) -> bool:
-        """Write one reply; False where its request is gone. Raises OSError for what must not happen."""
+        """Write one reply; False where its request is gone, or the kernel does not take it (logged)."""
         try:
             os.writev(self.fd, parts)
         except OSError as error:
-            if error.errno in _GONE:
-                return False
-            raise
+            if error.errno not in _GONE:
+                log.error("the kernel refuses a reply: %s", error.strerror)
+            return False
         return True
 
     def free(self, slot: int) -> None:
@@ -78,15 +83,17 @@ class Request:
         try:
             return self.channel.send(wire.reply_header(self.unique, 0, len(payload)), payload)
         finally:
-            self.channel.free(self._slot)
+            self.drop()
 
     def refuse(self, error: int) -> None:
         """Reply with an errno."""
         try:
             self.channel.send(wire.reply_header(self.unique, error))
         finally:
-            self.channel.free(self._slot)
+            self.drop()
 
     def drop(self) -> None:
-        """A request that takes no reply is done with."""
-        self.channel.free(self._slot)
+        """A request that takes no reply is done with; nothing happens where it was before."""
+        if self._slot:  # slot 0 is the table's head
+            self.channel.free(self._slot)
+            self._slot = 0
