@@ -18,10 +18,10 @@ demo: root .venv/ready
 	@$(PY) -m deploy.local.demo
 
 test: root .venv/ready
-	@$(PY) -m pytest -m "not long"
+	@deploy/local/enterable.sh $(PY) -m pytest -m "not long"
 
 test-long: root .venv/ready
-	@$(PY) -m pytest -m long
+	@deploy/local/enterable.sh $(PY) -m pytest -m long
 
 check: .venv/ready
 	@.venv/bin/ruff check .
