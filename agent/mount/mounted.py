@@ -138,7 +138,7 @@ class Mounted:
         if opcode == Opcode.READ:
             self._read(request)
         elif opcode == Opcode.OPEN:
-            self._on_loop(request, self._start_open, header)
+            self.loop.call_soon_threadsafe(self._start_open, request, header)
         elif opcode == Opcode.RELEASE:
             number = wire.decode_fh(request.buffer, header)
             request.answer()
@@ -154,13 +154,6 @@ class Mounted:
         else:
             request.answer(self._operations.answer(request.buffer, header))
 
-    def _on_loop(self, request: Request, call: Callable[[Request, Header], None], header: Header) -> None:
-        try:
-            self.loop.call_soon_threadsafe(call, request, header)
-        except RuntimeError:
-            # The loop is closed: the agent ends. The slot stays taken, the successor answers it.
-            return
-
     # READ: hits in the thread, misses on the loop
 
     def _read(self, request: Request) -> None:
@@ -170,7 +163,7 @@ class Mounted:
             self.loop.call_soon_threadsafe(self._adopt, request, nodeid, number, offset, size)
             return
         cached = handle.cached
-        extent = Extent(offset, max(0, min(size, cached.ref.size - offset)))
+        extent = _within(cached, offset, size)
         if not cached.begin_read(extent):
             self.loop.call_soon_threadsafe(self._miss, request, number, handle, extent)
             return
@@ -229,7 +222,7 @@ class Mounted:
             else:
                 self._handles[number] = Handle(cached)
         handle = self._handles[number]
-        extent = Extent(offset, max(0, min(size, handle.cached.ref.size - offset)))
+        extent = _within(handle.cached, offset, size)
         self._miss(request, number, handle, extent)
 
     # OPEN and RELEASE: the loop
@@ -380,6 +373,11 @@ class Mounted:
     def _init_failed(self, error: UnsupportedKernel) -> None:
         if not self.initialised.done():
             self.initialised.set_exception(error)
+
+
+def _within(cached: CachedObject, offset: int, size: int) -> Extent:
+    """What a READ asks for, cut at the end of the file."""
+    return Extent(offset, max(0, min(size, cached.ref.size - offset)))
 
 
 def _generations(backing: dict[int, int]) -> dict[int, int]:

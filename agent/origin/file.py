@@ -16,6 +16,7 @@ from dataclasses import replace
 from agent.config import OriginConfig
 from agent.content import Dataset, ListedObject, ObjectRef, build_dataset
 from agent.errors import AccessDenied, BadRequest, ObjectMissing, OriginUnavailable, VersionChanged
+from agent.origin.budget import budget_of
 from agent.origin.file_tree import SCHEME, Walk, version_of
 from agent.origin.mounts import OwnMounts, resolve
 from agent.origin.pool import WorkPool
@@ -34,12 +35,7 @@ class FileOrigin:
         """`name` is the prefix that the settings belong to; budgets and metrics go by it."""
         self._deadline = settings.deadline
         self._pool = WorkPool(settings.max_connections, "file-origin")
-        self._budget = Budget(
-            name=name,
-            connections=settings.max_connections,
-            bytes_in_flight=settings.max_bytes_in_flight,
-            deadline=settings.deadline,
-        )
+        self._budget = budget_of(settings, name)
 
     def budget(self, ref: ObjectRef) -> Budget:
         """The budget that fetches of this object draw on: one for all of the origin."""

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from agent.config import OriginConfig
 from agent.content import Dataset, ListedObject, ObjectRef, build_dataset
 from agent.errors import BadRequest, OriginMisbehaved, OriginUnavailable, VersionChanged
+from agent.origin.budget import budget_of
 from agent.origin.generic_driver import Driver, Listed
 from agent.origin.generic_version import modified_ns, same_version, version_of
 from agent.origin.pool import WorkPool
@@ -28,12 +29,7 @@ class GenericOrigin:
         self._pool = WorkPool(settings.max_connections, "generic-origin")
         self._lock = threading.Lock()
         self._drivers: dict[str, Driver] = {}
-        self._budget = Budget(
-            name=name,
-            connections=settings.max_connections,
-            bytes_in_flight=settings.max_bytes_in_flight,
-            deadline=settings.deadline,
-        )
+        self._budget = budget_of(settings, name)
 
     def budget(self, ref: ObjectRef) -> Budget:
         """The budget that fetches of this object draw on: one for all of the prefix."""

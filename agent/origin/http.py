@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 from agent.config import OriginConfig
 from agent.content import Dataset, Extent, ListedObject, ObjectRef, build_dataset
 from agent.errors import BadRequest, OriginError, OriginMisbehaved
+from agent.origin.budget import budget_of
 from agent.origin.http_index import is_index, listing
 from agent.origin.http_metadata import MAX_REDIRECTS, Described, Metadata
 from agent.origin.http_version import checker, conditions, version_text
@@ -38,12 +39,7 @@ class HttpOrigin:
         self._settings = settings
         self._receiver = receiver
         self._metadata = Metadata(settings)
-        self._budget = Budget(
-            name=name,
-            connections=settings.max_connections,
-            bytes_in_flight=settings.max_bytes_in_flight,
-            deadline=settings.deadline,
-        )
+        self._budget = budget_of(settings, name)
 
     def budget(self, ref: ObjectRef) -> Budget:
         """The budget that fetches of this object draw on: one for all of the prefix."""

@@ -15,6 +15,7 @@ from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-unty
 from agent.config import OriginConfig
 from agent.content import Dataset, Extent, ListedObject, ObjectRef, build_dataset
 from agent.errors import AccessDenied, BadRequest, ObjectMissing, OriginError, Unversioned
+from agent.origin.budget import budget_of
 from agent.origin.receiver import Receiver, stall_timeout
 from agent.origin.s3_client import S3Client
 from agent.origin.s3_sign import Wanted, ranged_get
@@ -35,12 +36,7 @@ class S3Origin:
         self._settings = settings
         self._receiver = receiver
         self._client = S3Client(settings)
-        self._budget = Budget(
-            name=name,
-            connections=settings.max_connections,
-            bytes_in_flight=settings.max_bytes_in_flight,
-            deadline=settings.deadline,
-        )
+        self._budget = budget_of(settings, name)
 
     def budget(self, ref: ObjectRef) -> Budget:
         """The budget that fetches of this object draw on: one for all of the origin."""

@@ -1,0 +1,16 @@
+"""The budget that an origin's settings give it, the same for every kind."""
+
+from __future__ import annotations
+
+from agent.config import OriginConfig
+from agent.source import Budget
+
+
+def budget_of(settings: OriginConfig, name: str) -> Budget:
+    """What may be under way at once towards the origin with these settings; `name` is their prefix."""
+    return Budget(
+        name=name,
+        connections=settings.max_connections,
+        bytes_in_flight=settings.max_bytes_in_flight,
+        deadline=settings.deadline,
+    )
