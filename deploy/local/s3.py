@@ -25,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[impor
 REGION = "us-east-1"
 GRPC_OFFSET = 10_000  # SeaweedFS listens for gRPC on each port plus this
 READY_WITHIN = 30.0  # seconds; about one on a quiet machine
+VOLUMES = 10_000  # a bucket takes one at least; the default, free disk over 128 MB, runs out on a small disk
 
 
 class SeaweedS3:
@@ -138,6 +139,7 @@ class SeaweedS3:
             "-admin.ui=false",
             "-webdav=false",
             "-master.telemetry=false",
+            f"-volume.max={VOLUMES}",
         ]
 
     def _connect(self) -> Any:
