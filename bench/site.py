@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from deploy.local.layout import parent_directory
 from deploy.local.s3 import SeaweedS3
 
 MIB = 1024 * 1024
@@ -27,7 +28,7 @@ class Site:
     @contextlib.contextmanager
     def started(cls, rivals: bool) -> Iterator[Site]:
         """Start the server in a new directory, beside the one of the stack: both on the same disk."""
-        directory = Path(tempfile.mkdtemp(prefix="headrace-bench-", dir="/tmp"))
+        directory = Path(tempfile.mkdtemp(prefix="headrace-bench-", dir=parent_directory()))
         try:
             with SeaweedS3(directory / "s3") as s3:
                 yield cls(directory, s3, rivals)

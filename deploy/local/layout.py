@@ -11,7 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.local.unprivileged import closed_above
+
 OriginSettings = Mapping[str, str | int | bool]
+LONGEST_PARENT = 60  # bytes; a socket's path has at most 107 (unix(7)), and ours add some 40
+
+
+def parent_directory() -> Path:
+    """Where a stack's directory is made: TMPDIR, or /tmp where others cannot enter that or it is too long."""
+    chosen = Path(tempfile.gettempdir()).absolute()
+    usable = closed_above(chosen / "stack") is None and len(os.fsencode(chosen)) <= LONGEST_PARENT
+    return chosen if usable else Path("/tmp")
 
 
 @dataclass(frozen=True)
@@ -22,8 +32,8 @@ class Layout:
 
     @classmethod
     def create(cls, agent_user: str) -> Layout:
-        """Make the directories in a new one below /tmp: the store and the admin socket's are the agent's."""
-        layout = cls(Path(tempfile.mkdtemp(prefix="headrace-", dir="/tmp")))
+        """Make the directories in a new one: the store and the admin socket's are the agent's."""
+        layout = cls(Path(tempfile.mkdtemp(prefix="headrace-", dir=parent_directory())))
         layout.root.chmod(0o711)
         for private in (layout.s3, layout.stage, layout.control):
             private.mkdir(mode=0o700)

@@ -29,7 +29,7 @@ WITHIN = 10.0  # seconds for anything that should take milliseconds
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
     """A directory that every user can pass through; whatever is mounted below it goes first."""
-    path = Path(tempfile.mkdtemp(prefix="headrace-test-", dir="/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="headrace-test-"))
     path.chmod(0o711)
     try:
         yield path

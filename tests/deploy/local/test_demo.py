@@ -54,7 +54,7 @@ def line_with(process: subprocess.Popen[str], text: str) -> str:
 
 
 def directory_in(line: str) -> str:
-    found = re.search(r"/tmp/headrace-\S+", line)
+    found = re.search(r"/\S*/headrace-\S+", line)
     assert found is not None
     return found[0]
 

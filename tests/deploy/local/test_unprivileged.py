@@ -19,7 +19,7 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def closed() -> Iterator[Path]:
     """A directory that only root may enter, in one that everybody may."""
-    with tempfile.TemporaryDirectory(prefix="headrace-test-", dir="/tmp") as directory:
+    with tempfile.TemporaryDirectory(prefix="headrace-test-") as directory:
         outer = Path(directory)
         outer.chmod(0o755)
         (outer / "stage").mkdir(mode=0o700)
