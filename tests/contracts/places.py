@@ -16,6 +16,8 @@ from agent.config import OriginConfig
 from tests.harness.s3 import SeaweedS3, free_ports
 from tests.harness.web import Resource, WebServer
 
+SERVED = ("s3", "http", "generic")  # the kinds of origin with a server, which may not answer
+
 
 class Place(Protocol):
     """Somewhere with a tree of files."""
@@ -23,10 +25,6 @@ class Place(Protocol):
     @property
     def uri(self) -> str:
         """The tree's URI."""
-
-    @property
-    def unreachable(self) -> str | None:
-        """The URI of a tree whose server does not answer; None where nothing can be unreachable."""
 
     @property
     def settings(self) -> Mapping[str, OriginConfig]:
@@ -40,6 +38,14 @@ class Place(Protocol):
 
     def one(self, path: str) -> str:
         """The URI of one file."""
+
+
+class ServedPlace(Place, Protocol):
+    """A place behind a server."""
+
+    @property
+    def unreachable(self) -> str:
+        """The URI of a tree whose server does not answer."""
 
 
 class S3Place:
@@ -104,7 +110,6 @@ class FilePlace:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.uri = f"file://{directory}"
-        self.unreachable = None
         self.settings: Mapping[str, OriginConfig] = {}
 
     def put(self, path: str, data: bytes) -> None:
@@ -145,17 +150,25 @@ class MemoryPlace:
 
 
 @contextlib.contextmanager
-def opened(kind: str, seaweed: SeaweedS3, directory: Path) -> Iterator[Place]:
-    """A new, empty place of a kind, gone afterwards."""
+def served(kind: str, seaweed: SeaweedS3) -> Iterator[ServedPlace]:
+    """A new, empty place of one of the kinds SERVED, gone afterwards."""
     if kind == "s3":
         yield S3Place(seaweed)
     elif kind == "http":
         with WebServer() as server:
             yield HttpPlace(server)
-    elif kind == "file":
-        yield FilePlace(directory)
-        shutil.rmtree(directory)
     else:
         place = MemoryPlace()
         yield place
         place.close()
+
+
+@contextlib.contextmanager
+def opened(kind: str, seaweed: SeaweedS3, directory: Path) -> Iterator[Place]:
+    """A new, empty place of a kind (SERVED or "file"), gone afterwards."""
+    if kind != "file":
+        with served(kind, seaweed) as place:
+            yield place
+    else:
+        yield FilePlace(directory)
+        shutil.rmtree(directory)

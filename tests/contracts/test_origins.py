@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from agent.content import ObjectRef
 from agent.errors import ObjectMissing, OriginUnavailable, VersionChanged
 from agent.metrics import Metrics
 from agent.origin.catalog import Origins
-from tests.contracts.places import Place, opened
+from tests.contracts.places import SERVED, Place, opened, served
 from tests.harness.receiver import RecordingEngine
 from tests.harness.s3 import SeaweedS3
 from tests.harness.sink import MemorySink, read_object
@@ -36,24 +37,35 @@ def tree() -> dict[str, bytes]:
     return files | {f"names/{name}": name.encode() * 3 for name in NAMES}
 
 
-@pytest.fixture(params=["s3", "http", "file", "generic"])
-def place(
-    request: pytest.FixtureRequest, seaweed: SeaweedS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Place]:
+@pytest.fixture
+def s3_environment(seaweed: SeaweedS3, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in seaweed.environment().items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=[*SERVED, "file"])
+def place(
+    request: pytest.FixtureRequest, seaweed: SeaweedS3, tmp_path: Path, s3_environment: None
+) -> Iterator[Place]:
     (tmp_path / "tree").mkdir()
     with opened(request.param, seaweed, tmp_path / "tree") as place:
         yield place
 
 
-@pytest.fixture
-async def origins(place: Place) -> AsyncIterator[Origins]:
+@contextlib.asynccontextmanager
+async def reached(place: Place) -> AsyncIterator[Origins]:
+    """The origins of an agent that knows this place."""
     receiver = RecordingEngine()
     origins = Origins(place.settings, receiver, Metrics())
     yield origins
     await origins.close()
     await receiver.close()
+
+
+@pytest.fixture
+async def origins(place: Place) -> AsyncIterator[Origins]:
+    async with reached(place) as origins:
+        yield origins
 
 
 async def resolved(origins: Origins, place: Place, path: str) -> ObjectRef:
@@ -133,11 +145,14 @@ async def test_what_is_gone_is_missing(origins: Origins, place: Place) -> None:
         await origins.resolve(place.one("nowhere"))
 
 
-async def test_a_server_that_does_not_answer_is_unavailable(origins: Origins, place: Place) -> None:
-    if place.unreachable is None:
-        pytest.skip("needs no server; test_file.py has a file system that hangs")
-    with pytest.raises(OriginUnavailable):
-        await origins.resolve(place.unreachable)
-    uri = place.unreachable.removesuffix("/index.json")
-    with pytest.raises(OriginUnavailable):
-        await origins.fetch(ObjectRef(f"{uri}/f", '"version"', 10), MemorySink(0, 10))
+@pytest.mark.parametrize("kind", SERVED)  # for file://, test_file.py has a file system that hangs
+async def test_a_server_that_does_not_answer_is_unavailable(
+    kind: str, seaweed: SeaweedS3, s3_environment: None
+) -> None:
+    with served(kind, seaweed) as place:
+        async with reached(place) as origins:
+            with pytest.raises(OriginUnavailable):
+                await origins.resolve(place.unreachable)
+            uri = place.unreachable.removesuffix("/index.json")
+            with pytest.raises(OriginUnavailable):
+                await origins.fetch(ObjectRef(f"{uri}/f", '"version"', 10), MemorySink(0, 10))

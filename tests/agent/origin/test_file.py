@@ -152,7 +152,6 @@ async def test_paths_that_are_not_absolute_or_not_there_are_refused(
         await origin.resolve(uri(tmp_path / "pipe"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 async def test_a_mount_of_our_own_is_never_touched(origin: FileOrigin, tmp_path: Path) -> None:
     point = tmp_path / "tree/mount"
     point.mkdir(parents=True)
@@ -169,7 +168,6 @@ async def test_a_mount_of_our_own_is_never_touched(origin: FileOrigin, tmp_path:
     assert [item.key for item in dataset.unmapped] == ["mount"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs a file system that hangs")
 async def test_a_file_system_that_hangs_is_unavailable_within_the_deadline(tmp_path: Path) -> None:
     origin = FileOrigin(OriginConfig(deadline=0.2))
     with unserved_mount(tmp_path, kind=b"fuse.hung"), pytest.raises(OriginUnavailable, match="not answer"):

@@ -145,13 +145,10 @@ def test_a_waiter_is_told_or_may_leave_never_both_when_two_threads_race(fd: int)
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small tmpfs needs root")
     target = tmp_path / "tiny"
     target.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(target)]
-    if subprocess.run(command, timeout=10, capture_output=True, check=False).returncode:
-        pytest.skip("this machine allows no mounts")
+    subprocess.run(command, check=True, timeout=10)
     try:
         yield target
     finally:
