@@ -15,7 +15,7 @@ from agent.errors import BadRequest, OriginError, OriginMisbehaved
 from agent.origin.budget import budget_of
 from agent.origin.http_index import is_index, listing
 from agent.origin.http_metadata import MAX_REDIRECTS, Described, Metadata
-from agent.origin.http_version import checker, conditions, version_text
+from agent.origin.http_version import checker, conditions, proves_the_bytes, version_text
 from agent.origin.receiver import Receiver, stall_timeout
 from agent.origin.url import (
     canonical,
@@ -112,6 +112,7 @@ class HttpOrigin:
             size=ref.size,
             check=checker(ref.version, shown_url(url)),
             name=shown_url(url),
+            as_stored=proves_the_bytes(ref.version),
             verify_tls=self._settings.verify_tls,
             stall_timeout=stall_timeout(self._settings.deadline),
         )

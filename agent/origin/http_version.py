@@ -30,9 +30,14 @@ def version_text(
     )
 
 
+def proves_the_bytes(version: str) -> bool:
+    """Whether a version names one content coding too, as strong ETags do (RFC 9110, 8.8.3.3)."""
+    return version.startswith('"')
+
+
 def conditions(version: str) -> dict[str, str]:
     """The headers that make a GET conditional on a version (RFC 9110, 13.1.1 and 13.1.4)."""
-    if version.startswith('"'):
+    if proves_the_bytes(version):
         return {"If-Match": version}
     date = version.rpartition("; ")[0]
     return {} if date == UNVERSIONED else {"If-Unmodified-Since": date}
@@ -40,7 +45,7 @@ def conditions(version: str) -> dict[str, str]:
 
 def checker(version: str, name: str) -> Callable[[Mapping[str, str]], None]:
     """The check of a response's headers; the length is checked with its Content-Range."""
-    if version.startswith('"'):
+    if proves_the_bytes(version):
         return expect_header("etag", version, name)
     date = version.rpartition("; ")[0]
     return _anything if date == UNVERSIONED else expect_header("last-modified", date, name)

@@ -85,6 +85,7 @@ def ranged_get(
         size=wanted.size,
         check=expect_header("etag", etag, wanted.name),
         name=wanted.name,
+        as_stored=True,
         verify_tls=verify_tls,
         stall_timeout=stall_timeout,
     )

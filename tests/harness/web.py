@@ -29,6 +29,7 @@ class Resource:
     last_modified: str | None = None
     content_type: str = "application/octet-stream"
     head_status: int = 200
+    content_encoding: str | None = None
 
     @classmethod
     def tagged(cls, data: bytes) -> Resource:
@@ -101,6 +102,8 @@ def _respond(request: web.Request, resource: Resource) -> web.Response:
     headers = {"Content-Type": resource.content_type, "Accept-Ranges": "bytes"}
     if resource.etag is not None:
         headers["ETag"] = resource.etag
+    if resource.content_encoding is not None:
+        headers["Content-Encoding"] = resource.content_encoding
     if resource.last_modified is not None:
         headers["Last-Modified"] = resource.last_modified
     if _condition_fails(request, resource):

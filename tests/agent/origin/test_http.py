@@ -78,6 +78,18 @@ async def test_last_modified_and_length_are_a_version_where_the_etag_is_weak(
         await read_object(origin, ref)
 
 
+async def test_encoded_bytes_are_taken_as_they_are_where_a_strong_etag_proves_them(
+    server: WebServer, origin: HttpOrigin
+) -> None:
+    server.paths["/f"] = Resource(b"x" * 10, etag='"1"', last_modified=DATE, content_encoding="gzip")
+    ref = (await origin.resolve(f"{server.url}/f")).entries[0].ref
+    assert await read_object(origin, ref) == b"x" * 10
+    server.paths["/f"].etag = 'W/"1"'
+    ref = (await origin.resolve(f"{server.url}/f")).entries[0].ref
+    with pytest.raises(OriginMisbehaved, match="encodes"):
+        await read_object(origin, ref)
+
+
 async def test_a_file_without_a_version_is_refused_unless_allowed(
     server: WebServer, origin: HttpOrigin, receiver: RecordingEngine
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import uuid
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,18 @@ async def origin(
     origin = S3Origin(OriginConfig(endpoint_url=seaweed.endpoint, deadline=10.0), receiver)
     yield origin
     await origin.close()
+
+
+@pytest.mark.parametrize("data", [gzip.compress(bytes(3_000_000), mtime=0), b"no gzip at all"])
+async def test_an_object_with_a_content_encoding_is_its_stored_bytes(
+    seaweed: SeaweedS3, origin: S3Origin, bucket: str, data: bytes
+) -> None:
+    seaweed.make_bucket(bucket)
+    seaweed.client().put_object(Bucket=bucket, Key="t/f", Body=data, ContentEncoding="gzip")
+    for uri in (f"s3://{bucket}/t", f"s3://{bucket}/t/f"):
+        (entry,) = (await origin.resolve(uri)).entries
+        assert entry.ref.size == len(data)
+        assert await read_object(origin, entry.ref) == data
 
 
 async def test_awkward_keys_are_listed_as_stored_and_read(

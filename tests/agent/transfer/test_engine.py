@@ -265,6 +265,18 @@ async def test_encoded_bytes_are_refused(engine: Engine) -> None:
     assert (type(error), arrived) == (OriginMisbehaved, b"")
 
 
+async def test_bytes_that_are_stored_encoded_are_taken_where_the_version_proves_them(engine: Engine) -> None:
+    with RawServer([right(SOME, "Content-Encoding: gzip")]) as server:
+        assert await take(engine, dataclasses.replace(ranged(server), as_stored=True)) == bytes_of(SOME)
+
+
+async def test_encoded_bytes_without_a_length_are_refused(engine: Engine) -> None:
+    answer = chunked(1000, 1000).replace(b"Transfer-", b"Content-Encoding: gzip\r\nTransfer-", 1)
+    with RawServer([answer]) as server:
+        error, arrived = await refusal(engine, dataclasses.replace(ranged(server), as_stored=True))
+    assert (type(error), arrived) == (OriginMisbehaved, b"")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
