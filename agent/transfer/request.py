@@ -25,9 +25,9 @@ class RangedGet:
     `target` is the request target (percent-encoded path and query). `headers` hold everything but
     Connection (Host, Range, If-Match, Authorization ... as signed). `check` gets the
     response's headers (lower-case names) and raises VersionChanged where they are of another version.
-    `as_stored` says that the version proves the very bytes: a Content-Encoding is then how they were stored, and
-    not made for the answer. `name` is for messages: no secret in it. `stall_timeout` is how many seconds the
-    origin may stay silent.
+    `as_stored` says that the version proves the very bytes: a Content-Encoding is then how they were stored,
+    and not made for the answer. `name` is for messages: no secret in it. `stall_timeout` is how many seconds
+    the origin may stay silent.
     """
 
     endpoint: Endpoint
