@@ -30,6 +30,7 @@ class HeldMount:
 
     `number` names it in the in-flight table, `fd` is its /dev/fuse descriptor (non-blocking; the caller's
     to close), `backing` its passthrough ids by nodeid, `bound` on how many targets it was bound when told.
+    A promoted dataset is of the kind "tree", and its `fd` is -1.
     """
 
     mount: str
@@ -38,6 +39,7 @@ class HeldMount:
     record: dict[str, object]
     backing: dict[int, int] = field(default_factory=dict)
     bound: int = 0
+    kind: str = "fuse"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,14 @@ class Holder:
         with self._request("mount", {"mount": mount, "record": record}) as answer:
             number = _number(answer.message, "number")
             return HeldMount(mount, number, answer.take(), record)
+
+    def tree(self, mount: str, record: dict[str, object], fd: int) -> None:
+        """Mount the tree of that name in a store directory; `fd` is its root, opened with O_PATH.
+
+        Raises HolderError; its code is "bad-tree" where the holder finds another directory in its place.
+        """
+        with self._request("tree", {"mount": mount, "record": record}, fd):
+            pass
 
     def ready(self, mount: str, record: dict[str, object], read_ahead_kb: int) -> None:
         """INIT is answered: keep this record, let the kernel read that many KiB ahead. Raises HolderError."""
@@ -143,7 +153,7 @@ def _claimed(answers: list[Answer]) -> tuple[InFlightTable, list[HeldMount]]:
             elif part == "backing":
                 _add_backing(mounts, answer.message)
     except BaseException:
-        for fd in (table.fd, *(held.fd for held in mounts.values())):
+        for fd in (table.fd, *(held.fd for held in mounts.values() if held.fd >= 0)):
             os.close(fd)
         raise
     return table, list(mounts.values())
@@ -154,7 +164,9 @@ def _held(answer: Answer) -> HeldMount:
     if not isinstance(name, str) or not isinstance(record, dict):
         raise _unclear("mount")
     number, bound = _number(answer.message, "number"), _number(answer.message, "bound")
-    return HeldMount(name, number, answer.take(), record, bound=bound)
+    kind = str(answer.message.get("kind", "fuse"))
+    fd = -1 if kind == "tree" else answer.take()
+    return HeldMount(name, number, fd, record, bound=bound, kind=kind)
 
 
 def _add_backing(mounts: dict[str, HeldMount], message: Message) -> None:

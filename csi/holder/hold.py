@@ -20,6 +20,7 @@ from csi.holder.operations import Operations
 from csi.holder.server import Server
 from csi.holder.sockets import private_files, socket_lock
 from csi.holder.targets import Targets
+from csi.holder.trees import TreePlaces
 
 _log = logging.getLogger("headrace.holder")
 
@@ -41,8 +42,9 @@ def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build:
     try:
         directory = _make_directories(os.path.realpath(os.path.dirname(socket_path) or "."), gid)
         with socket_lock(socket_path), _stop_signal() as wake:
-            stale.clean(directory)
-            mounts = Mounts(directory, devices)
+            mounts = Mounts(directory, devices, TreePlaces(stores, uid))
+            mounts.find_trees()
+            stale.clean(directory, frozenset(mount.directory for mount in mounts))
             operations = Operations(mounts, Targets(mounts), InFlightTable.create(), build)
             with _listening(socket_path, gid) as listener:
                 _serve(listener, operations, frozenset({0, uid}), wake, socket_path)

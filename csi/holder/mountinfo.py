@@ -12,10 +12,12 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """One line: the mount's id, its device as "major:minor", where it is mounted, and its type."""
+    """One line: the mount's id, its device as "major:minor", which directory of it (`root`), where it is
+    mounted, and its type."""
 
     mount_id: int
     device: str
+    root: str
     point: str
     fstype: str
     options: str
@@ -38,8 +40,12 @@ def parse_mountinfo(lines: Iterable[str]) -> list[MountEntry]:
     for line in lines:
         fields = line.rstrip("\n").split(" ")  # no other white space is escaped
         kind = fields[fields.index("-", 6) + 1]
-        entries.append(MountEntry(int(fields[0]), fields[2], _unescape(fields[4]), kind, fields[5]))
+        entries.append(_entry(fields, kind))
     return entries
+
+
+def _entry(fields: list[str], kind: str) -> MountEntry:
+    return MountEntry(int(fields[0]), fields[2], _unescape(fields[3]), _unescape(fields[4]), kind, fields[5])
 
 
 def _unescape(text: str) -> str:

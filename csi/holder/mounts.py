@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from csi.holder import kernel, stale
-from csi.holder.mountinfo import FSTYPE, mount_entries
+from csi.holder.mountinfo import FSTYPE, MountEntry, mount_entries
 from csi.holder.protocol import Message, Refused
+from csi.holder.trees import DELETED, TreePlaces
 
 MAX_READ = 1 << 20  # bytes of one READ; 1 MiB is the most that the kernel asks for
 _OPTIONS = f"rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read={MAX_READ}"
@@ -26,23 +27,42 @@ _log = logging.getLogger("headrace.holder")
 
 @dataclass
 class Mount:
-    """One mount: `number` is its name in the in-flight table, `device` its "major:minor" in mountinfo."""
+    """One mount: `number` is its name in the in-flight table, `device` its "major:minor" in mountinfo.
+
+    A tree (trees.py) has no /dev/fuse descriptor, and shows the directory `root` of the disk.
+    """
 
     name: str
     number: int
-    descriptor: int
+    descriptor: int | None
     directory: str
     device: str
     record: Message
     backing: dict[int, int] = field(default_factory=dict)
+    root: str = "/"
+
+    @property
+    def kind(self) -> str:
+        return "tree" if self.descriptor is None else "fuse"
+
+    def shown_by(self, entry: MountEntry) -> bool:
+        """Whether this is the mount itself or a bind of all of it."""
+        return entry.device == self.device and entry.root.removesuffix(DELETED) == self.root
+
+    def fuse(self) -> int:
+        """Its /dev/fuse descriptor. Raises Refused `bad-request` for a tree."""
+        if self.descriptor is None:
+            raise Refused("bad-request", f"{self.name} is a tree, which nobody serves")
+        return self.descriptor
 
 
 class Mounts:
     """All mounts of this holder, below one directory of its own."""
 
-    def __init__(self, directory: str, devices: frozenset[tuple[int, int]]) -> None:
+    def __init__(self, directory: str, devices: frozenset[tuple[int, int]], trees: TreePlaces) -> None:
         """`devices` are those of the store: only files on them may back a passthrough open."""
         self.directory = directory
+        self.trees = trees
         self._devices = devices
         self._mounts: dict[str, Mount] = {}
         self._numbers = 0
@@ -77,6 +97,51 @@ class Mounts:
         _log.info("mounted %s (device %s)", name, mount.device)
         return mount
 
+    def add_tree(self, name: str, record: Message, given: int) -> Mount:
+        """Mount the agent's tree of that name (trees.py); again where it is mounted already.
+
+        `given` is the agent's descriptor of the tree's root. Raises Refused `bad-tree`, `exists`, OSError.
+        """
+        opened = self.trees.open(name, given)
+        try:
+            known = self._mounts.get(name)
+            if known is None:
+                return self._mount_tree(name, record, opened)
+            if known.kind != "tree":
+                raise Refused("exists", f"there is a mount {name} already")
+            known.record = record
+            return known
+        finally:
+            os.close(opened)
+
+    def _mount_tree(self, name: str, record: Message, opened: int) -> Mount:
+        directory = self._free_directory(name)
+        os.mkdir(directory, 0o700)
+        try:
+            _bind_at(directory, opened)
+        except OSError:
+            os.rmdir(directory)
+            raise
+        return self._keep_tree(name, record, directory)
+
+    def find_trees(self) -> None:
+        """Know the mounts of trees that an earlier holder left, which live on; their records are lost."""
+        for name in os.listdir(self.directory):
+            directory = os.path.join(self.directory, name)
+            entry = _entry_at(directory)
+            if name not in self._mounts and entry is not None and self.trees.is_root(entry, name):
+                self._keep_tree(name, {}, directory)
+
+    def _keep_tree(self, name: str, record: Message, directory: str) -> Mount:
+        entry = _entry_at(directory)
+        assert entry is not None
+        self._numbers += 1
+        root = entry.root.removesuffix(DELETED)
+        mount = Mount(name, self._numbers, None, directory, entry.device, record, root=root)
+        self._mounts[name] = mount
+        _log.info("mounted the tree %s (%s)", name, root)
+        return mount
+
     def _free_directory(self, name: str) -> str:
         directory = os.path.join(self.directory, name)
         if name in os.listdir(self.directory):
@@ -96,12 +161,13 @@ class Mounts:
 
         Raises Refused `bad-file` and `unsupported`, OSError.
         """
+        fuse = mount.fuse()
         self._check_backing(file)
         known = mount.backing.get(nodeid)
         if known is not None:
             return known
         try:
-            backing = kernel.backing_open(mount.descriptor, file)
+            backing = kernel.backing_open(fuse, file)
         except OSError as error:
             if error.errno in _NO_PASSTHROUGH:
                 raise Refused("unsupported", f"no passthrough here: {error.strerror}") from error
@@ -123,7 +189,7 @@ class Mounts:
         """Give the backing id of a nodeid back; nothing where it has none. Raises OSError."""
         backing = mount.backing.pop(nodeid, None)
         if backing is not None:
-            kernel.backing_close(mount.descriptor, backing)
+            kernel.backing_close(mount.fuse(), backing)
 
     def remove(self, mount: Mount) -> None:
         """Unmount, lazily: programs that have files open keep them while the agent holds its descriptor."""
@@ -134,7 +200,8 @@ class Mounts:
             except OSError as error:
                 _log.warning("backing id of %s, nodeid %d: %s", mount.name, nodeid, error.strerror)
         stale.remove(mount.directory, mounted=True)
-        os.close(mount.descriptor)
+        if mount.descriptor is not None:
+            os.close(mount.descriptor)
         _log.info("unmounted %s", mount.name)
 
 
@@ -150,4 +217,22 @@ def _mount_at(directory: str) -> int:
 
 def _device_at(directory: str) -> str:
     """From mountinfo: a mount without a server must not be opened."""
-    return next(entry.device for entry in reversed(mount_entries()) if entry.point == directory)
+    entry = _entry_at(directory)
+    assert entry is not None
+    return entry.device
+
+
+def _entry_at(directory: str) -> MountEntry | None:
+    return next((entry for entry in reversed(mount_entries()) if entry.point == directory), None)
+
+
+def _bind_at(directory: str, tree: int) -> None:
+    clone = kernel.clone_directory(tree)
+    try:
+        target = kernel.open_directory(directory)
+        try:
+            kernel.attach_tree(clone, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(clone)

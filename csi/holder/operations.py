@@ -127,6 +127,7 @@ class Operations:
         self._operations = {
             "claim": _Operation(self._claim, "agent"),
             "mount": _Operation(self._mount, "agent", claimed=True),
+            "tree": _Operation(self._tree, "agent", claimed=True),
             "ready": _Operation(self._ready, "agent", claimed=True),
             "record": _Operation(self._record, "agent", claimed=True),
             "backing_open": _Operation(self._backing_open, "agent", claimed=True),
@@ -205,15 +206,22 @@ class Operations:
 
     def _describe(self, mount: Mount, part: str) -> Message:
         about: Message = {"part": part, "mount": mount.name, "number": mount.number, "record": mount.record}
+        about["kind"] = mount.kind
         return {**about, "bound": len(self._targets.of(mount)), "backings": len(mount.backing)}
 
     def _mount(self, request: Request) -> Replies:
         mount = self._mounts.add(request.mount_name(), request.object("record", MAX_RECORD))
         yield Reply({"number": mount.number}, mount.descriptor)
 
+    def _tree(self, request: Request) -> Replies:
+        record = request.object("record", MAX_RECORD)
+        self._mounts.add_tree(request.mount_name(), record, request.descriptor())
+        yield Reply()
+
     def _ready(self, request: Request) -> Replies:
         mount = self._mounts.get(request.mount_name())
         record = request.object("record", MAX_RECORD)
+        mount.fuse()
         self._mounts.read_ahead(mount, request.number("read_ahead_kb", 0, 1 << 20))
         mount.record = record
         yield Reply()

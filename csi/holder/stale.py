@@ -58,11 +58,14 @@ def _probe(path: str, writing: int) -> None:
     os._exit(0)
 
 
-def clean(directory: str) -> None:
-    """Remove what earlier holders left dead below `directory`; leave alone what somebody still serves."""
+def clean(directory: str, keep: frozenset[str]) -> None:
+    """Remove what earlier holders left dead below `directory`; leave alone what somebody still serves, and
+    the paths `keep`."""
     points = {entry.point for entry in mount_entries() if entry.ours}
     for name in os.listdir(directory):
         path = os.path.join(directory, name)
+        if path in keep:
+            continue
         if path in points and not is_dead(path):
             _log.warning("the mount %s is of an earlier holder and still served; it is left alone", path)
             continue

@@ -44,7 +44,7 @@ class Targets:
 
     def of(self, mount: Mount) -> list[str]:
         """Targets where the mount is bound now; those that somebody else unmounted are forgotten."""
-        shown = {entry.point for entry in mount_entries() if entry.device == mount.device}
+        shown = {entry.point for entry in mount_entries() if mount.shown_by(entry)}
         for target, bound in list(self._bound.items()):
             if bound.mount == mount.name and target not in shown:
                 del self._bound[target]
@@ -63,7 +63,7 @@ class Targets:
         Raises Refused `bad-target`, and `bound` where another live mount is there; OSError.
         """
         with self._opened(target) as (descriptor, status, entry):
-            if entry is not None and entry.device == mount.device:
+            if entry is not None and mount.shown_by(entry):
                 self._bound.setdefault(target, Bound(mount.name, note))
                 return False
             meant = _same(status, given)
@@ -123,10 +123,13 @@ class Targets:
         try:
             status = kernel.status(descriptor)
             entry = next((entry for entry in entries if entry.mount_id == status.mount_id), None)
-            on_it = entry if entry is not None and entry.ours and status.mount_root else None
+            on_it = entry if entry is not None and status.mount_root and self._is_ours(entry) else None
             yield descriptor, status, on_it
         finally:
             os.close(descriptor)
+
+    def _is_ours(self, entry: MountEntry) -> bool:
+        return entry.ours or self._mounts.trees.holds(entry)
 
 
 def _same(status: kernel.Status, given: int) -> bool:
