@@ -6,9 +6,11 @@ an identity, its revision. A chunk is a fixed-size slice of an object; the last 
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 
@@ -99,16 +101,20 @@ class Dataset:
     """A named, immutable revision of a tree of objects.
 
     `entries` are sorted by path; `directories` are those that the origin names although nothing is in them.
+    A part of a dataset (`narrow`) has the revision of the whole one, `of_revision`.
     """
 
     uri: str
     entries: tuple[Entry, ...]
     directories: tuple[str, ...] = ()
     unmapped: tuple[Unmapped, ...] = ()
+    of_revision: str = ""
 
     @cached_property
     def revision(self) -> str:
         """32 hex digits of BLAKE2b over the sorted listing: path, size, version."""
+        if self.of_revision:
+            return self.of_revision
         return listing_revision((e.path, e.ref.size, e.ref.version) for e in self.entries)
 
     @property
@@ -199,3 +205,78 @@ def _parents(path: str) -> Iterator[str]:
     while "/" in path:
         path = path.rpartition("/")[0]
         yield path
+
+
+# A view is the part of a dataset that one mount shows. Patterns are globs as Python's fnmatch has them, over
+# whole paths below the mount's root: `*` matches everything, '/' too, `?` one character, `[...]` one of a
+# set; case counts. A pattern that ends in '/' means all below such a directory. So `*.safetensors` is every
+# such file at any depth, as in the `allow_patterns` of huggingface_hub.
+MAX_PATTERNS = 64
+MAX_PATTERN = 256  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown: a directory of the dataset ("" its root), and of the files below it those that match.
+
+    A file is shown where some pattern of `include` matches (or there is none) and none of `exclude`.
+    """
+
+    sub_path: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+WHOLE = View()
+
+
+def narrow(dataset: Dataset, view: View) -> Dataset:
+    """The dataset that a mount of this view shows; its revision is the whole one's, its objects are the same.
+
+    A sub path that is no directory of the dataset gives an empty one. Unmapped keys are told of the whole
+    dataset only.
+    """
+    if view == WHOLE:
+        return dataset
+    prefix = f"{view.sub_path}/" if view.sub_path else ""
+    shown = _filter(view)
+    entries = (replace(e, path=e.path[len(prefix) :]) for e in dataset.entries if e.path.startswith(prefix))
+    inner = (path[len(prefix) :] for path in dataset.directories if path.startswith(prefix))
+    return Dataset(
+        uri=dataset.uri,
+        entries=tuple(entry for entry in entries if shown(entry.path)),
+        directories=tuple(path for path in inner if path and shown(f"{path}/")),
+        of_revision=dataset.revision,
+    )
+
+
+def sub_path_fault(path: str) -> str | None:
+    """Why a text cannot be the sub path of a view, or None where it can."""
+    if not path:
+        return None
+    return "a '/' at its end" if path.endswith("/") else key_fault(path)
+
+
+def pattern_fault(pattern: str) -> str | None:
+    """Why a text cannot be a pattern, or None where it can."""
+    if not pattern:
+        return "an empty pattern"
+    if len(pattern) > MAX_PATTERN:
+        return f"a pattern of more than {MAX_PATTERN} characters"
+    if "\0" in pattern:
+        return "a NUL byte"
+    return "a pattern that starts with '/'" if pattern.startswith("/") else None
+
+
+def _filter(view: View) -> Callable[[str], bool]:
+    include, exclude = _matcher(view.include), _matcher(view.exclude)
+
+    def shown(path: str) -> bool:
+        return (include is None or bool(include(path))) and not (exclude and exclude(path))
+
+    return shown
+
+
+def _matcher(patterns: Iterable[str]) -> Callable[[str], object] | None:
+    sources = [fnmatch.translate(f"{one}*" if one.endswith("/") else one) for one in patterns]
+    return re.compile("|".join(sources)).match if sources else None

@@ -15,12 +15,16 @@ from agent.content import (
     Extent,
     ListedObject,
     ObjectRef,
+    View,
     build_dataset,
     chunk_count,
     chunk_extent,
     chunks_of,
     key_fault,
     listing_revision,
+    narrow,
+    pattern_fault,
+    sub_path_fault,
 )
 
 SIZES = st.integers(min_value=0, max_value=1 << 50)
@@ -257,3 +261,74 @@ def test_twins_by_unicode_normalisation_are_two_files() -> None:
     twins = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
     dataset = build_dataset("s3://bucket", [listed(key) for key in twins])
     assert {entry.path for entry in dataset.entries} == set(twins)
+
+
+class TestViews:
+    """The part of a dataset that a mount shows."""
+
+    @staticmethod
+    def tree(*paths: str) -> Dataset:
+        refs = [ListedObject(path, ObjectRef(f"s3://b/{path}", "v", 1)) for path in paths]
+        return build_dataset("s3://b", refs)
+
+    def test_the_whole_view_is_the_dataset_itself(self) -> None:
+        dataset = self.tree("a", "b/c")
+        assert narrow(dataset, View()) is dataset
+
+    def test_a_sub_path_is_the_root_and_matches_whole_names_only(self) -> None:
+        dataset = self.tree("a/x", "a/b/y", "ab/z", "a.txt")
+        assert [e.path for e in narrow(dataset, View("a")).entries] == ["b/y", "x"]
+        assert narrow(dataset, View("a/x")).entries == ()
+
+    @pytest.mark.parametrize(
+        ("include", "exclude", "shown"),
+        [
+            (("*.bin",), (), ["a.bin", "d/b.bin"]),
+            (("d/*",), (), ["d/b.bin", "d/c.txt"]),
+            (("d/",), (), ["d/b.bin", "d/c.txt"]),
+            ((), ("*.bin",), ["A.BIN", "d/c.txt"]),
+            (("*.bin",), ("d/",), ["a.bin"]),
+            (("?.bin", "[A-Z]*"), (), ["A.BIN", "a.bin"]),
+        ],
+    )
+    def test_patterns_choose_files_at_any_depth(
+        self, include: tuple[str, ...], exclude: tuple[str, ...], shown: list[str]
+    ) -> None:
+        dataset = self.tree("a.bin", "A.BIN", "d/b.bin", "d/c.txt")
+        assert [e.path for e in narrow(dataset, View("", include, exclude)).entries] == shown
+
+    def test_empty_directories_follow_the_same_rules(self) -> None:
+        dataset = self.tree("d/e/", "d/f/", "g/")
+        assert narrow(dataset, View("d")).directories == ("e", "f")
+        assert narrow(dataset, View("", (), ("d/f/",))).directories == ("d/e", "g")
+
+    @given(
+        st.lists(st.from_regex(r"[abc]{1,2}(/[abc]{1,2}){0,2}", fullmatch=True), max_size=12),
+        st.sampled_from(["", "a", "b", "a/b"]),
+        st.lists(st.text("abc*?[]!/", min_size=1, max_size=4).filter(lambda p: p[0] != "/"), max_size=3),
+        st.lists(st.text("abc*?[]!/", min_size=1, max_size=4).filter(lambda p: p[0] != "/"), max_size=3),
+    )
+    def test_a_part_has_the_objects_and_the_revision_of_the_whole(
+        self, paths: list[str], sub_path: str, include: list[str], exclude: list[str]
+    ) -> None:
+        dataset = self.tree(*paths)
+        part = narrow(dataset, View(sub_path, tuple(include), tuple(exclude)))
+        prefix = f"{sub_path}/" if sub_path else ""
+        whole = {entry.path: entry for entry in dataset.entries}
+        assert part.revision == dataset.revision
+        assert all(whole[prefix + entry.path].ref is entry.ref for entry in part.entries)
+        assert [entry.path for entry in part.entries] == sorted(entry.path for entry in part.entries)
+        complement = narrow(dataset, View(sub_path, (), tuple(include)))
+        only = narrow(dataset, View(sub_path, tuple(include)))
+        if include:
+            everything = {entry.path for entry in narrow(dataset, View(sub_path)).entries}
+            assert {e.path for e in only.entries} | {e.path for e in complement.entries} == everything
+
+    @pytest.mark.parametrize("path", ["../x", "/a", "a/", "a//b", "a/./b", "a\0b", "a/" + "x" * 256])
+    def test_a_sub_path_that_cannot_be_is_told(self, path: str) -> None:
+        assert sub_path_fault(path) is not None
+
+    def test_good_sub_paths_and_patterns_have_no_fault(self) -> None:
+        assert [sub_path_fault(path) for path in ("", "a", "a/b")] == [None] * 3
+        assert [pattern_fault(one) for one in ("*", "a/", "**/x")] == [None] * 3
+        assert [bool(pattern_fault(one)) for one in ("", "/a", "a\0", "x" * 257)] == [True] * 4
