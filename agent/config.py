@@ -16,7 +16,7 @@ import socket
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -102,6 +102,10 @@ class MountConfig(_Table):
     patience: Duration = Field(
         default=300.0,
         description="How long a read waits for its bytes before EIO; a mapped read dies of it (SIGBUS).",
+    )
+    promote: Annotated[Literal["auto", "never"], Unit("`auto` or `never`")] = Field(
+        default="auto",
+        description="Publish a complete dataset as a read-only bind mount of its files, with no FUSE.",
     )
 
 
@@ -265,6 +269,7 @@ _MESSAGES = {
     "int_type": "must be a whole number, with no quotes",
     "is_instance_of": 'must be a path in quotes, like "/var/lib/headrace"',
     "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
     "list_type": 'must be a list, like ["/var/lib/headrace"]',
     "model_type": "must be a table",
     "string_too_short": "must not be empty",

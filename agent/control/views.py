@@ -65,11 +65,16 @@ class ObjectView(View):
 
 
 class MountView(View):
-    """A mount that the agent serves."""
+    """A mount that the agent serves.
+
+    `mode` is `fuse`, `passthrough` where the kernel opens some of its files without the agent, or `promoted`:
+    a bind mount of the dataset's files, with no FUSE.
+    """
 
     mount: str
     uri: str
     revision: str
+    mode: str = "fuse"
 
 
 class MountRequest(BaseModel):

@@ -98,6 +98,7 @@ def test_code_gives_plain_bytes_where_the_file_needs_units() -> None:
         ('[store]\nchunk_sise = "8MiB"', "store.chunk_sise", "did you mean chunk_size?"),
         ('[origin."s3://"]\nendpoint = "http://h"', 'origin."s3://".endpoint', "did you mean endpoint_url?"),
         ("node = 1", "node", "must be a table"),
+        ('[mount]\npromote = "yes"', "mount.promote", "must be 'auto' or 'never'"),
         ("origin = 1", "origin", "must be a table"),
         ("[store]\nchunk_size = 8388608", "store.chunk_size", 'write "8MiB"'),
         ('[store]\nchunk_size = "3MiB"', "store.chunk_size", "a power of two"),
