@@ -19,8 +19,9 @@ from pathlib import Path
 from agent.content import Dataset, Entry, ObjectRef, Unmapped
 from agent.errors import StoreFailed
 
-SCHEMA_VERSION = 1
-SCHEMA = """
+# What each version adds to the one before; an index of an earlier version is brought up when it is opened.
+SCHEMA = (
+    """
 CREATE TABLE objects (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, uri TEXT NOT NULL, version TEXT NOT NULL,
     size INTEGER NOT NULL, chunk_size INTEGER NOT NULL, present INTEGER NOT NULL DEFAULT 0
@@ -32,6 +33,23 @@ CREATE TABLE chunks (
 CREATE TABLE datasets (
     uri TEXT NOT NULL, revision TEXT NOT NULL, resolved REAL NOT NULL, listing BLOB NOT NULL,
     PRIMARY KEY (uri, revision)
+) WITHOUT ROWID;
+""",
+    """
+CREATE TABLE leases (
+    tree TEXT PRIMARY KEY, uri TEXT NOT NULL, revision TEXT NOT NULL, since REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE leased (
+    tree TEXT NOT NULL REFERENCES leases(tree) ON DELETE CASCADE, key TEXT NOT NULL, PRIMARY KEY (tree, key)
+) WITHOUT ROWID;
+""",
+)
+SCHEMA_VERSION = len(SCHEMA)
+# Which identity (agent/identity.py) was given which listing by the origin, and when.
+PROOFS = """
+CREATE TABLE IF NOT EXISTS proofs (
+    uri TEXT NOT NULL, identity TEXT NOT NULL, revision TEXT NOT NULL, proven REAL NOT NULL,
+    PRIMARY KEY (uri, identity)
 ) WITHOUT ROWID;
 """
 
@@ -58,6 +76,24 @@ class ChunkRow:
     chunk: int
     xxh3: bytes
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Bytes present of an object, and whether some of them were written under another boot id."""
+
+    bytes: int
+    suspect: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The claim of a promoted tree on its objects: whose tree it is, and since when (seconds since 1970)."""
+
+    tree: str
+    uri: str
+    revision: str
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +187,45 @@ class Index:
                     found[key] = row[0]
         return found
 
+    def presence(self, keys: Iterable[str]) -> dict[str, Presence]:
+        """What is present of those of the keys that the index knows."""
+        query = (
+            "SELECT present, EXISTS (SELECT 1 FROM chunks WHERE object = objects.id AND boot != ?) "
+            "FROM objects WHERE key = ?"
+        )
+        found: dict[str, Presence] = {}
+        with self._errors():
+            for key in keys:
+                row = self._db.execute(query, (self._boot_id, key)).fetchone()
+                if row is not None:
+                    found[key] = Presence(row[0], bool(row[1]))
+        return found
+
+    def lease(self, lease: Lease, keys: Iterable[str]) -> None:
+        """Record a tree's claim on the objects with these keys, in place of one of that tree."""
+        row = (lease.tree, _stored(lease.uri), lease.revision, lease.since)
+        with self._errors(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM leases WHERE tree = ?", (lease.tree,))
+            self._db.execute("INSERT INTO leases VALUES (?, ?, ?, ?)", row)
+            self._db.executemany("INSERT INTO leased VALUES (?, ?)", ((lease.tree, key) for key in set(keys)))
+
+    def end_lease(self, tree: str) -> None:
+        """Drop a tree's claim; nothing where it has none."""
+        with self._errors():
+            self._db.execute("DELETE FROM leases WHERE tree = ?", (tree,))
+
+    def leases(self) -> list[Lease]:
+        """The claims of all trees."""
+        with self._errors():
+            rows = self._db.execute("SELECT tree, uri, revision, since FROM leases").fetchall()
+        return [Lease(tree, _loaded(uri), revision, since) for tree, uri, revision, since in rows]
+
+    def leased_keys(self) -> set[str]:
+        """The keys of the objects that some tree has a claim on."""
+        with self._errors():
+            return {key for (key,) in self._db.execute("SELECT DISTINCT key FROM leased")}
+
     def totals(self) -> Totals:
         with self._errors():
             objects, size = self._db.execute(
@@ -181,6 +256,22 @@ class Index:
             rows = self._db.execute("SELECT uri, revision FROM datasets ORDER BY resolved DESC").fetchall()
         return [(_loaded(uri), revision) for uri, revision in rows]
 
+    def save_proof(self, uri: str, identity: str, revision: str, proven: float) -> None:
+        """Record that the origin gave this identity this listing; `proven` is seconds since 1970."""
+        with self._errors():
+            self._db.execute(
+                "INSERT OR REPLACE INTO proofs VALUES (?, ?, ?, ?)",
+                (_stored(uri), identity, revision, proven),
+            )
+
+    def proven(self, uri: str, identity: str) -> str | None:
+        """The revision that the origin last gave this identity; None where it never did."""
+        with self._errors():
+            row = self._db.execute(
+                "SELECT revision FROM proofs WHERE uri = ? AND identity = ?", (_stored(uri), identity)
+            ).fetchone()
+            return None if row is None else str(row[0])
+
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
@@ -191,8 +282,10 @@ class Index:
                 f"{self._path} was written by a newer agent (index version {version}, this one knows "
                 f"{SCHEMA_VERSION}); start the newer agent or give it another directory"
             )
-        if version == 0:
-            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        if version < SCHEMA_VERSION:
+            missing = "".join(SCHEMA[version:])
+            self._db.executescript(f"BEGIN; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        self._db.executescript(PROOFS)  # a release that does not know it is not harmed by it
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

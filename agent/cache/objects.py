@@ -18,7 +18,7 @@ class CachedObject:
     """An open object. `users` is the store's count of who holds it open."""
 
     def __init__(self, ref: ObjectRef, path: Path, fd: int, row: int, chunk_size: int) -> None:
-        """`fd` is the object's file, open for reading and writing; it is closed by `close`."""
+        """`fd` is the object's file, open for writing too unless it is complete; it is closed by `close`."""
         self.ref = ref
         self.path = path
         self.fd = fd

@@ -2,20 +2,23 @@
 
     <directory>/index.sqlite          which chunks are present, with their checksums; the datasets' listings
     <directory>/objects/ab/abcd...    the bytes of one object, at their own offsets; its name is its key
+    <directory>/trees/                hard links to complete objects (trees.py)
 
 The store belongs to the loop. What blocks on the disk runs on its one index thread, in the order it was
-asked for. Nothing else in the agent opens, makes or removes a file here.
+asked for. Nothing else in the agent opens, makes or removes a file of an object. A file is written only until
+it is complete: then trees may link it, and what turns out to be damaged is filled again in a new file.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +26,17 @@ from typing import ParamSpec, TypeVar
 
 import xxhash
 
-from agent.cache.index import ChunkRow, Index, ObjectRow, Totals
+from agent.cache.index import ChunkRow, Index, Lease, ObjectRow, Presence, Totals
 from agent.cache.objects import CachedObject
+from agent.cache.trees import Trees
 from agent.clock import Clock
-from agent.content import Dataset, ObjectRef, chunk_extent
+from agent.content import Dataset, ObjectRef, chunk_count, chunk_extent
 from agent.errors import ConfigError, StoreFailed, StoreFull
 
 log = logging.getLogger(__name__)
 
 PIECE = 1 << 20  # bytes that are read at once to be checked
+BATCH = 500  # keys that are looked up at once, so that others get their turn on the index thread
 IDLE_OBJECTS = (
     256  # objects kept open although nobody uses them: a file that is opened again needs no look-up
 )
@@ -56,6 +61,7 @@ class Directory:
 
     path: Path
     index: Index
+    trees: Trees
     capacity: int
     reserve: int
     used: int
@@ -64,6 +70,14 @@ class Directory:
 
     def file_of(self, key: str) -> Path:
         return self.path / "objects" / key[:2] / key
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Objects that are complete in one directory, and those of them that `acquire` must check first."""
+
+    directory: Directory
+    unverified: tuple[ObjectRef, ...]
 
 
 class Store:
@@ -81,6 +95,7 @@ class Store:
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._unrecorded: dict[int, list[tuple[ChunkRow, asyncio.Future[None]]]] = {}
         self._recording: set[asyncio.Task[None]] = set()
+        self._homes: dict[str, Directory] = {}
 
     @classmethod
     async def open(cls, paths: Iterable[Path], chunk_size: int, limits: StoreLimits, clock: Clock) -> Store:
@@ -180,6 +195,15 @@ class Store:
         """(URI, revision) of every dataset whose listing is here, the latest resolved first."""
         return await self._blocking(self.directories[0].index.datasets)
 
+    async def save_proof(self, uri: str, identity: str, revision: str) -> None:
+        """Make durable that the origin gave this identity (agent/identity.py) this listing now."""
+        index = self.directories[0].index
+        await self._blocking(index.save_proof, uri, identity, revision, self._clock.time())
+
+    async def proven(self, uri: str, identity: str) -> str | None:
+        """The revision that the origin last gave this identity; None where it never did."""
+        return await self._blocking(self.directories[0].index.proven, uri, identity)
+
     async def present_bytes(self, keys: Iterable[str]) -> dict[str, int]:
         """Bytes present of the objects with these keys; objects that the store does not know are left out."""
         keys = list(keys)
@@ -188,13 +212,71 @@ class Store:
             found |= await self._blocking(directory.index.present_bytes, keys)
         return found
 
-    async def _load(self, ref: ObjectRef) -> CachedObject:
+    async def place(self, refs: Iterable[ObjectRef]) -> None:
+        """Have those of the objects that are not in the store yet go to one directory, if they fit in one:
+        the one that has the most of the others, then the roomiest. Else each goes where most room is."""
+        if len(self.directories) == 1:
+            return
+        sizes = {ref.key: ref.size for ref in refs}
+        known = [await self._presence(directory, list(sizes)) for directory in self.directories]
+        new = sizes.keys() - set().union(*known)
+        missing = sum(sizes[key] for key in new)
+
+        def needed(number: int) -> int:
+            return missing + sum(sizes[key] - found.bytes for key, found in known[number].items())
+
+        def rank(number: int) -> tuple[int, int]:
+            return sum(sizes[key] for key in known[number]), _room(self.directories[number])
+
+        numbers = sorted(range(len(known)), key=rank, reverse=True)
+        fitting = [number for number in numbers if _room(self.directories[number]) >= needed(number)]
+        for key in new:
+            self._homes.pop(key, None)
+            if fitting:
+                self._homes[key] = self.directories[fitting[0]]
+
+    async def whole(self, refs: Iterable[ObjectRef]) -> Whole | None:
+        """Where all of the objects are complete in one directory (those without bytes are everywhere)."""
+        wanted = list({ref.key: ref for ref in refs if ref.size}.values())
         for directory in self.directories:
-            row = await self._blocking(directory.index.find, ref.key)
-            if row is not None:
-                break
-        else:
-            directory, row = max(self.directories, key=_room), None
+            unverified: list[ObjectRef] = []
+            for start in range(0, len(wanted), BATCH):
+                batch = wanted[start : start + BATCH]
+                found = await self._presence(directory, [ref.key for ref in batch])
+                if any(ref.key not in found or found[ref.key].bytes != ref.size for ref in batch):
+                    break
+                unverified += [ref for ref in batch if found[ref.key].suspect]
+            else:
+                return Whole(directory, tuple(unverified))
+        return None
+
+    async def lease(self, directory: Directory, lease: Lease, keys: Iterable[str]) -> None:
+        """Claim objects of a directory for a tree, durably, until `end_lease`."""
+        await self._blocking(directory.index.lease, lease, list(keys))
+
+    async def end_lease(self, directory: Directory, tree: str) -> None:
+        await self._blocking(directory.index.end_lease, tree)
+
+    async def leases(self) -> list[tuple[Directory, Lease]]:
+        """The claims of all trees, each with the directory that its tree is in."""
+        return [
+            (directory, lease)
+            for directory in self.directories
+            for lease in await self._blocking(directory.index.leases)
+        ]
+
+    async def leased_keys(self) -> set[str]:
+        """The keys of the objects that somebody reads without asking the agent: they must stay."""
+        found: set[str] = set()
+        for directory in self.directories:
+            found |= await self._blocking(directory.index.leased_keys)
+        return found
+
+    async def _presence(self, directory: Directory, keys: Sequence[str]) -> dict[str, Presence]:
+        return await self._blocking(directory.index.presence, keys)
+
+    async def _load(self, ref: ObjectRef) -> CachedObject:
+        directory, row = await self._find(ref)
         cached, kept = await self._blocking(_open_object, directory, ref, row, self._chunk_size)
         if row is None:
             directory.objects += 1
@@ -205,9 +287,22 @@ class Store:
             directory.used -= sum(chunk_extent(n, ref.size, row.chunk_size).length for n in known)
         elif row.suspect:
             await self._settle(directory, cached, row.suspect)
+            if _is_full(row, ref.size) and not cached.complete:
+                cached.close()  # it was opened for reading only
+                return await self._load(ref)
         self._open[ref.key] = (cached, directory)
         self._idle[ref.key] = None
         return cached
+
+    async def _find(self, ref: ObjectRef) -> tuple[Directory, ObjectRow | None]:
+        """The directory that has the object or will have it, and its row."""
+        for directory in self.directories:
+            row = await self._blocking(directory.index.find, ref.key)
+            if row is not None:
+                return directory, row
+        home = self._homes.pop(ref.key, None)
+        fits = home is not None and _room(home) >= ref.size
+        return (home if home is not None and fits else max(self.directories, key=_room)), None
 
     async def _settle(
         self, directory: Directory, cached: CachedObject, suspect: tuple[tuple[int, bytes], ...]
@@ -268,11 +363,14 @@ def _open_directory(path: Path, limits: StoreLimits) -> Directory:
         raise ConfigError("store.directories", f"{path}: {error.strerror}; {remedy}") from error
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     index = Index(path / "index.sqlite", boot_id)
+    trees = Trees(path)
+    trees.clean(frozenset(lease.tree for lease in index.leases()))
     totals: Totals = index.totals()
     size = status.f_blocks * status.f_frsize
     return Directory(
         path=path,
         index=index,
+        trees=trees,
         capacity=limits.capacity if limits.capacity is not None else size * 9 // 10,
         reserve=limits.reserve if limits.reserve is not None else min(50 * 2**30, size // 10),
         used=totals.bytes,
@@ -291,7 +389,13 @@ def _open_object(
             # The file is gone or cut short: what the index says of it is not true any more.
             directory.index.forget(ref.key)
             row = None
-        fd = _open_file(path, ref.size)
+        full = row is not None and _is_full(row, ref.size)
+        if not full and _is_linked(path):
+            # A tree shows this file, so it is never written into: the object begins anew.
+            directory.index.forget(ref.key)
+            row = None
+            path.unlink()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if full else _open_file(path, ref.size)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"{directory.path}: the disk is full; free some space") from error
@@ -332,8 +436,22 @@ def _has_size(path: Path, size: int) -> bool:
         return False
 
 
+def _is_full(row: ObjectRow, size: int) -> bool:
+    """Whether every chunk is recorded, be it suspect."""
+    return len(row.present) + len(row.suspect) == chunk_count(size, row.chunk_size)
+
+
+def _is_linked(path: Path) -> bool:
+    try:
+        return os.stat(path).st_nlink > 1
+    except FileNotFoundError:
+        return False
+
+
 def _open_file(path: Path, size: int) -> int:
     path.parent.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.chmod(0o644)  # once it was in a tree it is read-only
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         if os.fstat(fd).st_size != size:
