@@ -59,6 +59,10 @@ class VersionChanged(OriginError):
     """The origin no longer has the version that the reader was promised (412, another ETag)."""
 
 
+class RevisionMissing(OriginError):
+    """The revision that was named is neither at the origin nor in the store."""
+
+
 class Unversioned(OriginError):
     """The origin gives nothing by which a version could be proven, and the settings do not allow that."""
 

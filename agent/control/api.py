@@ -48,6 +48,7 @@ STATUSES: dict[type[errors.HeadraceError], int] = {
     errors.AccessDenied: 403,
     errors.ObjectMissing: 404,
     errors.VersionChanged: 409,
+    errors.RevisionMissing: 412,
     errors.Unversioned: 502,
     errors.PatienceExhausted: 503,
     errors.StoreError: 500,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from agent.config import OriginConfig
 from agent.source import Budget
 
+# Seconds for one question about metadata (one page of a listing), retries included: whoever publishes is told
+# within 10 s that the origin is not there, while a long listing goes on page by page.
+QUESTION_DEADLINE = 8.0
+
 
 def budget_of(settings: OriginConfig, name: str) -> Budget:
     """What may be under way at once towards the origin with these settings; `name` is their prefix."""

@@ -1,24 +1,41 @@
 """All origins of the agent behind one: the URI decides which answers, its longest matching prefix how.
 
+Credentials that came with a publish have an origin of their own beside the agent's. While a mount is theirs
+they are granted for its URI: objects below it are fetched with them, with those of other such mounts, or with
+the agent's own; where one is denied the next is tried, and what worked comes first the next time.
+
 The heavy ones (the S3 SDK, fsspec's drivers) are imported when a URI first asks for them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 from agent.config import OriginConfig
 from agent.content import Dataset, ObjectRef
-from agent.errors import BadRequest
+from agent.errors import AccessDenied, BadRequest
+from agent.identity import OWN, Credentials
 from agent.metrics import Metrics
 from agent.origin.receiver import Receiver
+from agent.origin.url import canonical, endpoint_of
 from agent.source import Budget, Origin, Sink
+from agent.transfer.request import Endpoint
 
 ACCEPTED = (
     "s3://bucket/prefix, http(s)://host/file, file:///path, or the scheme of an fsspec driver (gs, az, hf)"
 )
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*")  # RFC 3986, 3.1, and '_', which fsspec uses
+
+
+class _Key(NamedTuple):
+    kind: str
+    prefix: str
+    credentials: Credentials
+    server: Endpoint | None
 
 
 class Origins:
@@ -29,24 +46,54 @@ class Origins:
         self._settings = dict(settings)
         self._receiver = receiver
         self._metrics = metrics
-        self._origins: dict[tuple[str, str], Origin] = {}
+        self._origins: dict[_Key, Origin] = {}
+        self._users: Counter[Credentials] = Counter()  # grants and questions under way
+        self._grants: dict[
+            str, list[Credentials]
+        ] = {}  # by URI, each as often as granted, in the order to try
 
     def budget(self, ref: ObjectRef) -> Budget:
         """The budget of the origin that has this object."""
-        return self._of(ref.uri).budget(ref)
+        return self._at(ref.uri).budget(ref)
 
-    async def resolve(self, uri: str) -> Dataset:
-        """List what is at `uri` now. Raises OriginError; BadRequest for a URI of no known kind."""
-        origin = self._of(uri)
+    async def resolve(self, uri: str, credentials: Credentials = OWN) -> Dataset:
+        """List what is at `uri` now, with these credentials.
+
+        Raises OriginError; BadRequest for a URI of no known kind.
+        """
         self._metrics.origin_metadata_requests(f"{scheme_of(uri)}://").inc()
-        return await origin.resolve(uri)
+        async with self._using(uri, credentials) as origin:
+            return await origin.resolve(uri)
+
+    def grant(self, uri: str, credentials: Credentials) -> None:
+        """Objects of the dataset at `uri` may be fetched with these credentials, until `revoke`."""
+        if credentials:
+            self._users[credentials] += 1
+            self._grants.setdefault(uri, [OWN]).insert(0, credentials)
+
+    async def revoke(self, uri: str, credentials: Credentials) -> None:
+        """Take one grant back; credentials that nobody uses any more are forgotten."""
+        granted = self._grants.get(uri, [])
+        if not credentials or credentials not in granted:
+            return
+        granted.remove(credentials)
+        if not any(granted):
+            del self._grants[uri]
+        await self._left(credentials)
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
         """Bring the sink's bytes from the origin that has this object. Raises OriginError."""
         name, before = self.budget(ref).name, sink.position
-        self._metrics.origin_object_requests(name).inc()
         try:
-            await self._of(ref.uri).fetch(ref, sink)
+            for uri, credentials in self._candidates(ref):
+                self._metrics.origin_object_requests(name).inc()
+                try:
+                    async with self._using(uri, credentials) as origin:
+                        await origin.fetch(ref, sink)
+                    return self._worked(uri, credentials)
+                except AccessDenied as error:
+                    denied = error
+            raise denied
         finally:
             self._metrics.origin_bytes.labels(name).inc(sink.position - before)
 
@@ -57,14 +104,45 @@ class Origins:
         for origin in origins:
             await origin.close()
 
-    def _of(self, uri: str) -> Origin:
+    def _candidates(self, ref: ObjectRef) -> list[tuple[str, Credentials]]:
+        """Which credentials to try, the agent's own among them, and for which URI each was granted."""
+        found: dict[Credentials, str] = {}
+        for uri, granted in self._grants.items():
+            for credentials in granted if _covers(uri, ref.uri) else ():
+                found.setdefault(credentials, uri if credentials else ref.uri)
+        return [(uri, credentials) for credentials, uri in found.items()] or [(ref.uri, OWN)]
+
+    def _worked(self, uri: str, credentials: Credentials) -> None:
+        """What was not denied comes first the next time."""
+        for granted_uri, granted in self._grants.items():
+            if _covers(granted_uri, uri) and granted[0] != credentials and credentials in granted:
+                granted.remove(credentials)
+                granted.insert(0, credentials)
+
+    @asynccontextmanager
+    async def _using(self, uri: str, credentials: Credentials) -> AsyncIterator[Origin]:
+        self._users[credentials] += 1
+        try:
+            yield self._at(uri, credentials)
+        finally:
+            await self._left(credentials)
+
+    async def _left(self, credentials: Credentials) -> None:
+        self._users[credentials] -= 1
+        if credentials and not self._users[credentials]:
+            del self._users[credentials]
+            for key in [key for key in self._origins if key.credentials == credentials]:
+                await self._origins.pop(key).close()
+
+    def _at(self, uri: str, credentials: Credentials = OWN) -> Origin:
         scheme = scheme_of(uri)
         kind = "http" if scheme == "https" else scheme
         prefix = max((one for one in self._settings if uri.startswith(one)), key=len, default="")
-        key = (kind, prefix)
+        key = _Key(kind, prefix, credentials, _server(uri) if credentials else None)
         if key not in self._origins:
             settings = self._settings[prefix] if prefix else OriginConfig()
-            self._origins[key] = _made(kind, settings, self._receiver, prefix or f"{kind}://")
+            name = prefix or f"{kind}://"
+            self._origins[key] = _made(kind, settings, self._receiver, name, uri, credentials)
         return self._origins[key]
 
 
@@ -77,15 +155,33 @@ def scheme_of(uri: str) -> str:
     return scheme
 
 
-def _made(kind: str, settings: OriginConfig, receiver: Receiver, name: str) -> Origin:
+def _covers(uri: str, other: str) -> bool:
+    """Whether a right at `uri` is one at `other` too: below it, or on the same HTTP server."""
+    server = _server(uri)
+    if server is not None:
+        return server == _server(other)
+    return other == uri or other.startswith(uri.rstrip("/") + "/")
+
+
+def _server(uri: str) -> Endpoint | None:
+    """The HTTP server of a URI; None where it is of another kind."""
+    return endpoint_of(canonical(uri)) if scheme_of(uri) in ("http", "https") else None
+
+
+def _made(
+    kind: str, settings: OriginConfig, receiver: Receiver, name: str, uri: str, credentials: Credentials
+) -> Origin:
     if kind == "s3":
         from agent.origin.s3 import S3Origin
 
-        return S3Origin(settings, receiver, name)
+        return S3Origin(settings, receiver, name, credentials)
     if kind == "http":
         from agent.origin.http import HttpOrigin
+        from agent.origin.http_access import only_at
 
-        return HttpOrigin(settings, receiver, name)
+        return HttpOrigin(settings, receiver, name, only_at(uri, credentials))
+    if credentials:
+        raise BadRequest(f"secrets: none are taken for {kind}://")
     if kind == "file":
         from agent.origin.file import FileOrigin
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from agent.config import OriginConfig
 from agent.content import Dataset, ListedObject, ObjectRef, build_dataset
 from agent.errors import AccessDenied, BadRequest, ObjectMissing, OriginUnavailable, VersionChanged
-from agent.origin.budget import budget_of
+from agent.origin.budget import QUESTION_DEADLINE, budget_of
 from agent.origin.file_tree import SCHEME, Walk, version_of
 from agent.origin.mounts import OwnMounts, resolve
 from agent.origin.pool import WorkPool
@@ -33,7 +33,7 @@ class FileOrigin:
 
     def __init__(self, settings: OriginConfig, name: str = SCHEME) -> None:
         """`name` is the prefix that the settings belong to; budgets and metrics go by it."""
-        self._deadline = settings.deadline
+        self._deadline = min(settings.deadline, QUESTION_DEADLINE)
         self._pool = WorkPool(settings.max_connections, "file-origin")
         self._budget = budget_of(settings, name)
 

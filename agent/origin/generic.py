@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from agent.config import OriginConfig
 from agent.content import Dataset, ListedObject, ObjectRef, build_dataset
 from agent.errors import BadRequest, OriginMisbehaved, OriginUnavailable, VersionChanged
-from agent.origin.budget import budget_of
+from agent.origin.budget import QUESTION_DEADLINE, budget_of
 from agent.origin.generic_driver import Driver, Listed
 from agent.origin.generic_version import modified_ns, same_version, version_of
 from agent.origin.pool import WorkPool
@@ -39,7 +39,8 @@ class GenericOrigin:
         """List the tree, or the one file, at `uri`. Raises OriginError, BadRequest."""
         driver_of(uri)
         try:
-            return await self._pool.run(lambda: self._resolve(uri), self._settings.deadline)
+            deadline = min(self._settings.deadline, QUESTION_DEADLINE)
+            return await self._pool.run(lambda: self._resolve(uri), deadline)
         except TimeoutError as error:
             raise OriginUnavailable(f"{uri}: the origin does not answer") from error
 

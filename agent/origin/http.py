@@ -1,7 +1,8 @@
 """HTTP origins: one file by its URL, or a tree by a JSON index (agent/origin/http_index.py has the schema).
 
 A version is a strong ETag, else Last-Modified and the length; each GET is conditional on it and its answer is
-checked, also behind redirects. No credential is ever sent, so none can leak to another host.
+checked, also behind redirects. Credentials that came with a publish go to the server that its URI names, and
+to no other: not to one that a redirect or an index leads to.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from agent.config import OriginConfig
 from agent.content import Dataset, Extent, ListedObject, ObjectRef, build_dataset
 from agent.errors import BadRequest, OriginError, OriginMisbehaved
 from agent.origin.budget import budget_of
+from agent.origin.http_access import Authorize, nothing_sent
 from agent.origin.http_index import is_index, listing
 from agent.origin.http_metadata import MAX_REDIRECTS, Described, Metadata
 from agent.origin.http_version import checker, conditions, proves_the_bytes, version_text
@@ -34,11 +36,21 @@ from agent.transfer.request import RangedGet, Redirected
 class HttpOrigin:
     """The HTTP servers of one prefix (an `Origin` of agent/source.py)."""
 
-    def __init__(self, settings: OriginConfig, receiver: Receiver, name: str = "http") -> None:
-        """`name` is the prefix that the settings belong to; budgets and metrics go by it."""
+    def __init__(
+        self,
+        settings: OriginConfig,
+        receiver: Receiver,
+        name: str = "http",
+        authorize: Authorize = nothing_sent,
+    ) -> None:
+        """`name` is the prefix that the settings belong to; budgets and metrics go by it.
+
+        `authorize` gives the headers that prove a right at a URL.
+        """
         self._settings = settings
         self._receiver = receiver
-        self._metadata = Metadata(settings)
+        self._authorize = authorize
+        self._metadata = Metadata(settings, authorize)
         self._budget = budget_of(settings, name)
 
     def budget(self, ref: ObjectRef) -> Budget:
@@ -107,6 +119,7 @@ class HttpOrigin:
                 "Accept-Encoding": "identity",
                 "User-Agent": "headrace",
                 **conditions(ref.version),
+                **self._authorize(url),
             },
             extent=extent,
             size=ref.size,

@@ -21,6 +21,8 @@ from agent.errors import (
     OriginMisbehaved,
     OriginUnavailable,
 )
+from agent.origin.budget import QUESTION_DEADLINE
+from agent.origin.http_access import Authorize, nothing_sent
 from agent.origin.url import redirected, shown_url
 
 MAX_REDIRECTS = 5
@@ -42,8 +44,9 @@ class Described:
 class Metadata:
     """Questions to HTTP servers, with connections kept between them."""
 
-    def __init__(self, settings: OriginConfig) -> None:
+    def __init__(self, settings: OriginConfig, authorize: Authorize = nothing_sent) -> None:
         self._settings = settings
+        self._authorize = authorize
         self._session: aiohttp.ClientSession | None = None
 
     async def describe(self, url: str) -> Described:
@@ -84,7 +87,10 @@ class Metadata:
         with _translated(url):
             for _ in range(MAX_REDIRECTS + 1):
                 async with self._opened().request(
-                    method, URL(url, encoded=True), headers=headers, allow_redirects=False
+                    method,
+                    URL(url, encoded=True),
+                    headers={**headers, **self._authorize(url)},
+                    allow_redirects=False,
                 ) as answer:
                     location = answer.headers.get("location")
                     if answer.status not in _REDIRECTS or location is None:
@@ -95,11 +101,14 @@ class Metadata:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
+            quiet = min(self._settings.deadline, QUESTION_DEADLINE)
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(
                     limit=self._settings.max_connections, ssl=self._settings.verify_tls
                 ),
-                timeout=aiohttp.ClientTimeout(total=self._settings.deadline),
+                timeout=aiohttp.ClientTimeout(
+                    total=self._settings.deadline, sock_connect=quiet, sock_read=quiet, connect=quiet
+                ),
                 headers=_HEADERS,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )

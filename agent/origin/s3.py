@@ -15,6 +15,7 @@ from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-unty
 from agent.config import OriginConfig
 from agent.content import Dataset, Extent, ListedObject, ObjectRef, build_dataset
 from agent.errors import AccessDenied, BadRequest, ObjectMissing, OriginError, Unversioned
+from agent.identity import OWN, Credentials
 from agent.origin.budget import budget_of
 from agent.origin.receiver import Receiver, stall_timeout
 from agent.origin.s3_client import S3Client
@@ -31,11 +32,16 @@ SCHEME = "s3://"
 class S3Origin:
     """One endpoint with one set of settings (an `Origin` of agent/source.py)."""
 
-    def __init__(self, settings: OriginConfig, receiver: Receiver, name: str = SCHEME) -> None:
-        """`name` is the prefix that the settings belong to; budgets and metrics go by it."""
+    def __init__(
+        self, settings: OriginConfig, receiver: Receiver, name: str = SCHEME, credentials: Credentials = OWN
+    ) -> None:
+        """`name` is the prefix that the settings belong to; budgets and metrics go by it.
+
+        `credentials` are used instead of those that the SDK finds.
+        """
         self._settings = settings
         self._receiver = receiver
-        self._client = S3Client(settings)
+        self._client = S3Client(settings, credentials)
         self._budget = budget_of(settings, name)
 
     def budget(self, ref: ObjectRef) -> Budget:

@@ -27,6 +27,8 @@ from agent.errors import (
     OriginMisbehaved,
     OriginUnavailable,
 )
+from agent.identity import OWN, Credentials
+from agent.origin.budget import QUESTION_DEADLINE
 from agent.origin.s3_sign import PROBE_KEY, BucketAddress, address_of
 
 NO_CREDENTIALS = (
@@ -47,8 +49,11 @@ _CONNECT_TIMEOUT = 5.0  # seconds; an endpoint that takes longer to accept is do
 class S3Client:
     """One session and its clients; after `renew` another one, with credentials read anew."""
 
-    def __init__(self, settings: OriginConfig) -> None:
+    def __init__(self, settings: OriginConfig, given: Credentials = OWN) -> None:
+        """`given` are the credentials to use; without them those that the SDK finds."""
         self._settings = settings
+        self._given = given
+        self._anonymous = settings.anonymous and not given
         self._lock = asyncio.Lock()
         self._session: AioSession | None = None
         self._files: Any = None
@@ -77,7 +82,7 @@ class S3Client:
 
     async def credentials(self) -> ReadOnlyCredentials | None:
         """The credentials to sign with now, refreshed where they are about to expire; None if anonymous."""
-        if self._settings.anonymous:
+        if self._anonymous:
             return None
         async with self._lock, self.asking("S3 credentials"):
             await self._connect()
@@ -85,7 +90,7 @@ class S3Client:
 
     async def renew(self, refused: ReadOnlyCredentials | None) -> bool:
         """Read the credentials anew because `refused` were; whether they are others now."""
-        if self._settings.anonymous:
+        if self._anonymous:
             return False
         async with self._lock, self.asking("S3 credentials"):
             await self._connect()
@@ -106,7 +111,7 @@ class S3Client:
     async def asking(self, where: str) -> AsyncIterator[None]:
         """Bound one question to S3 by the deadline, and translate what goes wrong."""
         with translated(where):
-            async with asyncio.timeout(self._settings.deadline):
+            async with asyncio.timeout(min(self._settings.deadline, QUESTION_DEADLINE)):
                 yield
 
     async def _connect(self) -> None:
@@ -115,7 +120,7 @@ class S3Client:
         session = self._new_session()
         files = s3fs.S3FileSystem(
             session=session,
-            anon=self._settings.anonymous,
+            anon=self._anonymous,
             endpoint_url=self._settings.endpoint_url,
             cache_regions=True,
             client_kwargs=_client_settings(self._settings),
@@ -137,7 +142,12 @@ class S3Client:
             await client.close()
 
     def _new_session(self) -> AioSession:
-        return AioSession(profile=self._settings.profile)
+        if not self._given:
+            return AioSession(profile=self._settings.profile)
+        session = AioSession()
+        get = self._given.get
+        session.set_credentials(get("access_key_id"), get("secret_access_key"), get("session_token"))
+        return session
 
 
 def _client_settings(settings: OriginConfig) -> dict[str, Any]:
