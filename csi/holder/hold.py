@@ -19,6 +19,7 @@ from csi.holder.mounts import Mounts
 from csi.holder.operations import Operations
 from csi.holder.server import Server
 from csi.holder.sockets import private_files, socket_lock
+from csi.holder.state import StateFile
 from csi.holder.targets import Targets
 from csi.holder.trees import TreePlaces
 
@@ -30,7 +31,7 @@ class CannotHold(Exception):
 
 
 def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build: str) -> None:
-    """Run the holder; returns after SIGTERM or SIGINT, with everything unmounted.
+    """Run the holder; returns after SIGTERM or SIGINT. What no agent can give to the next one is unmounted.
 
     Raises CannotHold, SocketTaken.
     """
@@ -42,10 +43,12 @@ def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build:
     try:
         directory = _make_directories(os.path.realpath(os.path.dirname(socket_path) or "."), gid)
         with socket_lock(socket_path), _stop_signal() as wake:
-            mounts = Mounts(directory, devices, TreePlaces(stores, uid))
+            state = StateFile(f"{os.path.realpath(socket_path)}.state")
+            mounts = Mounts(directory, devices, TreePlaces(stores, uid), state)
             mounts.find_trees()
             stale.clean(directory, frozenset(mount.directory for mount in mounts))
-            operations = Operations(mounts, Targets(mounts), InFlightTable.create(), build)
+            mounts.recall()
+            operations = Operations(mounts, Targets(mounts, state), InFlightTable.create(), build)
             with _listening(socket_path, gid) as listener:
                 _serve(listener, operations, frozenset({0, uid}), wake, socket_path)
     except OSError as error:

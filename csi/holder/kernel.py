@@ -122,6 +122,7 @@ class Status:
     uid: int
     inode: int
     device: tuple[int, int]
+    rdev: tuple[int, int]  # of a device file: which device it is
     mount_id: int
     mount_root: bool
 
@@ -143,8 +144,9 @@ def status(descriptor: int) -> Status:
     (uid,) = struct.unpack_from("=I", raw, 20)
     (mode,) = struct.unpack_from("=H", raw, 28)
     (inode,) = struct.unpack_from("=Q", raw, 32)
-    major, minor, mount_id = struct.unpack_from("=IIQ", raw, 136)
-    return Status(mode, uid, inode, (major, minor), mount_id, bool(attributes & _STATX_ATTR_MOUNT_ROOT))
+    *rdev, major, minor, mount_id = struct.unpack_from("=IIIIQ", raw, 128)
+    root = bool(attributes & _STATX_ATTR_MOUNT_ROOT)
+    return Status(mode, uid, inode, (major, minor), (rdev[0], rdev[1]), mount_id, root)
 
 
 def backing_open(fuse: int, file: int) -> int:

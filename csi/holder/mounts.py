@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from csi.holder import kernel, stale
 from csi.holder.mountinfo import FSTYPE, MountEntry, mount_entries
 from csi.holder.protocol import Message, Refused
+from csi.holder.restored import check_fuse
+from csi.holder.state import KnownMount, StateFile
 from csi.holder.trees import DELETED, TreePlaces
 
 MAX_READ = 1 << 20  # bytes of one READ; 1 MiB is the most that the kernel asks for
@@ -29,7 +31,8 @@ _log = logging.getLogger("headrace.holder")
 class Mount:
     """One mount: `number` is its name in the in-flight table, `device` its "major:minor" in mountinfo.
 
-    A tree (trees.py) has no /dev/fuse descriptor, and shows the directory `root` of the disk.
+    A tree (trees.py) has no /dev/fuse descriptor, and shows the directory `root` of the disk. A FUSE mount
+    without one is an earlier holder's that is served on: its agent has the descriptor, and restores it.
     """
 
     name: str
@@ -40,38 +43,44 @@ class Mount:
     record: Message
     backing: dict[int, int] = field(default_factory=dict)
     root: str = "/"
+    kind: str = "fuse"  # or "tree"
 
     @property
-    def kind(self) -> str:
-        return "tree" if self.descriptor is None else "fuse"
+    def held(self) -> bool:
+        """Whether the holder has all of it: false for a mount that is still to be restored."""
+        return self.kind == "tree" or self.descriptor is not None
 
     def shown_by(self, entry: MountEntry) -> bool:
         """Whether this is the mount itself or a bind of all of it."""
         return entry.device == self.device and entry.root.removesuffix(DELETED) == self.root
 
     def fuse(self) -> int:
-        """Its /dev/fuse descriptor. Raises Refused `bad-request` for a tree."""
-        if self.descriptor is None:
+        """Its /dev/fuse descriptor. Raises Refused for a tree, and until it is restored."""
+        if self.kind == "tree":
             raise Refused("bad-request", f"{self.name} is a tree, which nobody serves")
+        if self.descriptor is None:
+            raise Refused("no-mount", f"{self.name} is not restored yet")
         return self.descriptor
 
 
 class Mounts:
     """All mounts of this holder, below one directory of its own."""
 
-    def __init__(self, directory: str, devices: frozenset[tuple[int, int]], trees: TreePlaces) -> None:
+    def __init__(
+        self, directory: str, devices: frozenset[tuple[int, int]], trees: TreePlaces, state: StateFile
+    ) -> None:
         """`devices` are those of the store: only files on them may back a passthrough open."""
         self.directory = directory
         self.trees = trees
         self._devices = devices
         self._mounts: dict[str, Mount] = {}
-        self._numbers = 0
+        self._state = state
 
     def __iter__(self) -> Iterator[Mount]:
         return iter(list(self._mounts.values()))
 
-    def __len__(self) -> int:
-        return len(self._mounts)
+    def find(self, name: str) -> Mount | None:
+        return self._mounts.get(name)
 
     def get(self, name: str) -> Mount:
         """The mount of that name. Raises Refused `no-mount`."""
@@ -82,8 +91,12 @@ class Mounts:
 
     def add(self, name: str, record: Message) -> Mount:
         """Mount a new file system. Raises Refused `exists`, OSError."""
-        if name in self._mounts:
-            raise Refused("exists", f"there is a mount {name} already")
+        known = self._mounts.get(name)
+        if known is not None:
+            if not _is_gone(known):
+                left = "" if known.held else " of an earlier holder, still served by its agent"
+                raise Refused("exists", f"there is a mount {name}{left} already")
+            self.remove(known)
         directory = self._free_directory(name)
         os.mkdir(directory, 0o700)
         try:
@@ -91,10 +104,60 @@ class Mounts:
         except OSError:
             os.rmdir(directory)
             raise
-        self._numbers += 1
-        mount = Mount(name, self._numbers, descriptor, directory, _device_at(directory), record)
-        self._mounts[name] = mount
+        mount = Mount(name, self._next_number(), descriptor, directory, _device_at(directory), record)
+        self._keep(mount)
         _log.info("mounted %s (device %s)", name, mount.device)
+        return mount
+
+    def _next_number(self) -> int:
+        """One that no mount had: a request of a mount that is gone may still be in the in-flight table."""
+        self._state.numbers += 1
+        return self._state.numbers
+
+    def _keep(self, mount: Mount) -> None:
+        self._mounts[mount.name] = mount
+        self._state.mounts[mount.name] = KnownMount(mount.number, mount.device)
+        self._state.save()
+
+    def recall(self) -> None:
+        """Know the FUSE mounts again that an earlier holder left and an agent serves on (after stale.clean).
+
+        Their targets are told and unbound as ever; descriptors and records come with `restore`.
+        """
+        for name, known in list(self._state.mounts.items()):
+            directory = os.path.join(self.directory, name)
+            entry = _entry_at(directory)
+            if entry is not None and entry.ours and entry.device == known.device:
+                self._mounts[name] = Mount(name, known.number, None, directory, known.device, {})
+            else:
+                del self._state.mounts[name]
+
+    def sweep(self) -> None:
+        """Remove the mounts that nobody can restore any more: their agent has died as well."""
+        waiting = {mount.directory: mount for mount in self if not mount.held}
+        for directory in stale.dead_among(waiting):
+            self.remove(waiting[directory])
+
+    def restore(self, name: str, number: int, record: Message, given: int) -> Mount:
+        """Take a mount of an earlier holder back from the agent that has its descriptor `given`.
+
+        Raises Refused: `exists` where this holder has it, `no-mount` where nothing of ours is mounted there,
+        `bad-file` and `bad-request` where descriptor or number is not that mount's; OSError.
+        """
+        known = self._mounts.get(name)
+        if known is not None and known.held:
+            raise Refused("exists", f"there is a mount {name} already")
+        if any(other.number == number and other.kind == "fuse" for other in self if other is not known):
+            raise Refused("bad-request", f"number {number} is another mount's")
+        directory = os.path.join(self.directory, name)
+        entry = _entry_at(directory)
+        if entry is None or not entry.ours:
+            raise Refused("no-mount", f"nothing of Headrace is mounted at {directory}")
+        check_fuse(given, entry.device)
+        mount = Mount(name, number, os.dup(given), directory, entry.device, record)
+        self._state.numbers = max(self._state.numbers, number)
+        self._keep(mount)
+        _log.info("restored %s (device %s)", name, mount.device)
         return mount
 
     def add_tree(self, name: str, record: Message, given: int) -> Mount:
@@ -135,9 +198,9 @@ class Mounts:
     def _keep_tree(self, name: str, record: Message, directory: str) -> Mount:
         entry = _entry_at(directory)
         assert entry is not None
-        self._numbers += 1
         root = entry.root.removesuffix(DELETED)
-        mount = Mount(name, self._numbers, None, directory, entry.device, record, root=root)
+        number = self._next_number()
+        mount = Mount(name, number, None, directory, entry.device, record, root=root, kind="tree")
         self._mounts[name] = mount
         _log.info("mounted the tree %s (%s)", name, root)
         return mount
@@ -194,12 +257,14 @@ class Mounts:
     def remove(self, mount: Mount) -> None:
         """Unmount, lazily: programs that have files open keep them while the agent holds its descriptor."""
         del self._mounts[mount.name]
+        if self._state.mounts.pop(mount.name, None) is not None:
+            self._state.save()
         for nodeid in list(mount.backing):
             try:
                 self.close_backing(mount, nodeid)
             except OSError as error:
                 _log.warning("backing id of %s, nodeid %d: %s", mount.name, nodeid, error.strerror)
-        stale.remove(mount.directory, mounted=True)
+        stale.remove(mount.directory, mounted=_entry_at(mount.directory) is not None)
         if mount.descriptor is not None:
             os.close(mount.descriptor)
         _log.info("unmounted %s", mount.name)
@@ -220,6 +285,12 @@ def _device_at(directory: str) -> str:
     entry = _entry_at(directory)
     assert entry is not None
     return entry.device
+
+
+def _is_gone(mount: Mount) -> bool:
+    """Whether somebody else unmounted it, or its last descriptor is closed."""
+    entry = _entry_at(mount.directory)
+    return entry is None or not mount.shown_by(entry) or stale.is_dead(mount.directory)
 
 
 def _entry_at(directory: str) -> MountEntry | None:

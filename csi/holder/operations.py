@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from csi.holder.inflight import InFlightTable
 from csi.holder.mounts import Mount, Mounts
 from csi.holder.protocol import MAX_NOTE, MAX_RECORD, MOUNT_NAME, VERSIONS, Message, Peer, Refused, pages
+from csi.holder.restored import MAX_SLOT_SIZE, MAX_SLOTS, restored_table
 from csi.holder.targets import Targets
 
 ROLES = ("agent", "command")
@@ -130,6 +131,7 @@ class Operations:
             "tree": _Operation(self._tree, "agent", claimed=True),
             "ready": _Operation(self._ready, "agent", claimed=True),
             "record": _Operation(self._record, "agent", claimed=True),
+            "restore": _Operation(self._restore, "agent", claimed=True),
             "backing_open": _Operation(self._backing_open, "agent", claimed=True),
             "backing_close": _Operation(self._backing_close, "agent", claimed=True),
             "unmount": _Operation(self._unmount, "agent", claimed=True),
@@ -196,9 +198,11 @@ class Operations:
         if holds is not None and holds is not request.client and not holds.gone():
             raise Refused("busy", f"the agent of pid {holds.peer.pid} has claimed the descriptors")
         self._claimant = request.client
+        self._mounts.sweep()
+        held = [mount for mount in self._mounts if mount.held]
         table = {"part": "table", "slots": self._table.slots, "slot_size": self._table.slot_size}
-        yield Reply({**table, "mounts": len(self._mounts)}, self._table.descriptor)
-        for mount in self._mounts:
+        yield Reply({**table, "mounts": len(held)}, self._table.descriptor)
+        for mount in held:
             yield Reply(self._describe(mount, "mount"), mount.descriptor)
             for page in pages([nodeid, backing] for nodeid, backing in mount.backing.items()):
                 yield Reply({"part": "backing", "mount": mount.name, "backing": page})
@@ -206,8 +210,41 @@ class Operations:
 
     def _describe(self, mount: Mount, part: str) -> Message:
         about: Message = {"part": part, "mount": mount.name, "number": mount.number, "record": mount.record}
-        about["kind"] = mount.kind
-        return {**about, "bound": len(self._targets.of(mount)), "backings": len(mount.backing)}
+        about |= {"kind": mount.kind, "held": mount.held}
+        return {**about, "bound": self._targets.places(mount), "backings": len(mount.backing)}
+
+    def _restore(self, request: Request) -> Replies:
+        """What a new holder lacks, from the agent that has it: the table first, then mount by mount."""
+        part = request.text("part", 16)
+        restore = {
+            "table": self._restore_table,
+            "mount": self._restore_mount,
+            "backing": self._restore_backing,
+        }.get(part)
+        if restore is None:
+            raise Refused("unknown-op", f"this holder restores no {part!r}")
+        yield Reply(restore(request))
+
+    def _restore_table(self, request: Request) -> Message:
+        if any(mount.kind == "fuse" and mount.held for mount in self._mounts):
+            raise Refused("exists", "the in-flight table is in use by mounts of this holder")
+        slots = request.number("slots", 3, MAX_SLOTS + 1)
+        size = request.number("slot_size", 64, MAX_SLOT_SIZE + 1)
+        table = restored_table(request.descriptor(), slots, size)
+        os.close(self._table.descriptor)
+        self._table = table
+        return {}
+
+    def _restore_mount(self, request: Request) -> Message:
+        number, record = request.number("number", 1, 1 << 32), request.object("record", MAX_RECORD)
+        mount = self._mounts.restore(request.mount_name(), number, record, request.descriptor())
+        return {"bound": self._targets.places(mount)}
+
+    def _restore_backing(self, request: Request) -> Message:
+        mount = self._mounts.get(request.mount_name())
+        mount.fuse()
+        mount.backing |= _backing_pairs(request.message.get("backing"))
+        return {}
 
     def _mount(self, request: Request) -> Replies:
         mount = self._mounts.add(request.mount_name(), request.object("record", MAX_RECORD))
@@ -259,7 +296,8 @@ class Operations:
         if bound is None:
             yield Reply({"gone": True})
             return
-        remaining = len(self._targets.of(self._mounts.get(bound.mount)))
+        mount = self._mounts.find(bound.mount)
+        remaining = len(self._targets.of(mount)) if mount is not None else 0
         yield Reply({"gone": False, "mount": bound.mount, "note": bound.note, "remaining": remaining})
 
     def _target(self, request: Request) -> Replies:
@@ -274,11 +312,39 @@ class Operations:
         yield Reply({"part": "end"})
 
     def close(self) -> None:
-        """Lazily unmount everything."""
+        """The end of this holder, not of what lives on without it.
+
+        A FUSE mount whose descriptor an agent has too is restored to the next holder by that agent; without
+        one it would die with this process, and is unmounted lazily. Trees that a target shows need nobody.
+        """
+        claimant, self._claimant = self._claimant, None
+        claimed = claimant is not None and not claimant.gone()
+        self._mounts.sweep()
         for mount in self._mounts:
-            for target in self._targets.of(mount):
-                try:
-                    self._targets.unbind(target)
-                except (OSError, Refused) as error:
-                    _log.warning("cannot unbind %s: %s", target, error)
-            self._mounts.remove(mount)
+            if claimed or not mount.held or (mount.kind == "tree" and self._targets.of(mount)):
+                _log.info("the mount %s is left to the next holder", mount.name)
+                continue
+            self._take_away(mount)
+
+    def _take_away(self, mount: Mount) -> None:
+        for target in self._targets.of(mount):
+            try:
+                self._targets.unbind(target)
+            except (OSError, Refused) as error:
+                _log.warning("cannot unbind %s: %s", target, error)
+        self._mounts.remove(mount)
+
+
+def _backing_pairs(value: object) -> dict[int, int]:
+    """Backing ids by nodeid. Raises Refused `bad-request` for anything but pairs of whole numbers."""
+    if not isinstance(value, list) or not all(map(_is_pair, value)):
+        raise Refused("bad-request", "backing must be a list of [nodeid, id]")
+    return dict(value)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_whole, value))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _U64

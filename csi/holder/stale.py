@@ -11,6 +11,8 @@ import logging
 import os
 import select
 import signal
+import time
+from collections.abc import Iterable
 
 from csi.holder import kernel
 from csi.holder.mountinfo import mount_entries
@@ -20,25 +22,45 @@ PROBE_TIMEOUT = 1.0  # seconds; a dead mount answers in microseconds
 _log = logging.getLogger("headrace.holder")
 
 
-def is_dead(path: str, timeout: float = PROBE_TIMEOUT) -> bool:
-    """Whether the mount at `path` has lost its last descriptor.
+def is_dead(path: str) -> bool:
+    """Whether the mount at `path` has lost its last descriptor."""
+    return path in dead_among([path])
 
-    The child may be stuck for as long as the mount's server pleases, so nobody waits for its end: the
+
+def dead_among(paths: Iterable[str], timeout: float = PROBE_TIMEOUT) -> set[str]:
+    """Which of the mounts have lost their last descriptor; all are asked at once, by a child each.
+
+    A child may be stuck for as long as the mount's server pleases, so nobody waits for its end: the
     caller has SIGCHLD ignored, and the kernel reaps it.
     """
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _probe(path, writing)
-    os.close(writing)
+    probes = {}
+    for path in paths:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            _probe(path, writing)
+        os.close(writing)
+        probes[reading] = (path, child)
     try:
-        poll = select.poll()
-        poll.register(reading, select.POLLIN)
-        answered = bool(poll.poll(timeout * 1000))
-        return answered and os.read(reading, 1) == b"d"
+        return {probes[reading][0] for reading in _answers(probes, timeout) if os.read(reading, 1) == b"d"}
     finally:
-        os.close(reading)
-        os.kill(child, signal.SIGKILL)
+        for reading, (_, child) in probes.items():
+            os.close(reading)
+            os.kill(child, signal.SIGKILL)
+
+
+def _answers(pipes: Iterable[int], timeout: float) -> set[int]:
+    """The pipes that become readable in time."""
+    waiting, answered, deadline = set(pipes), set[int](), time.monotonic() + timeout
+    poll = select.poll()
+    for pipe in waiting:
+        poll.register(pipe, select.POLLIN)
+    while waiting and (ready := poll.poll(max(0.0, deadline - time.monotonic()) * 1000)):
+        for pipe, _ in ready:
+            poll.unregister(pipe)
+            waiting.discard(pipe)
+            answered.add(pipe)
+    return answered
 
 
 def _probe(path: str, writing: int) -> None:
@@ -62,12 +84,11 @@ def clean(directory: str, keep: frozenset[str]) -> None:
     """Remove what earlier holders left dead below `directory`; leave alone what somebody still serves, and
     the paths `keep`."""
     points = {entry.point for entry in mount_entries() if entry.ours}
-    for name in os.listdir(directory):
-        path = os.path.join(directory, name)
-        if path in keep:
-            continue
-        if path in points and not is_dead(path):
-            _log.warning("the mount %s is of an earlier holder and still served; it is left alone", path)
+    paths = {os.path.join(directory, name) for name in os.listdir(directory)} - keep
+    dead = dead_among(paths & points)
+    for path in paths:
+        if path in points - dead:
+            _log.info("the mount %s is of an earlier holder and still served; its agent gives it back", path)
             continue
         remove(path, mounted=path in points)
 

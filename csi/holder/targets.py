@@ -14,12 +14,12 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from csi.holder import kernel
 from csi.holder.mountinfo import MountEntry, inside_ours, mount_entries
 from csi.holder.mounts import Mount, Mounts
 from csi.holder.protocol import Message, Refused
+from csi.holder.state import KnownTarget, StateFile
 
 # The directory is gone, or another one is in its way: a mount point cannot go before its mount.
 _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -27,20 +27,18 @@ _NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _log = logging.getLogger("headrace.holder")
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """What the holder remembers of a target: its mount, and serve's note, opaque here."""
-
-    mount: str
-    note: Message
-
-
 class Targets:
     """The targets that mounts are bound on."""
 
-    def __init__(self, mounts: Mounts) -> None:
+    def __init__(self, mounts: Mounts, state: StateFile) -> None:
+        """What `state` tells of targets is taken over where something of ours is still mounted on them."""
         self._mounts = mounts
-        self._bound: dict[str, Bound] = {}
+        self._state = state
+        self._bound = state.targets
+        shown = {entry.point for entry in mount_entries() if self._is_ours(entry)}
+        for target in self._bound.keys() - shown:
+            del self._bound[target]
+        state.save()
 
     def of(self, mount: Mount) -> list[str]:
         """Targets where the mount is bound now; those that somebody else unmounted are forgotten."""
@@ -50,12 +48,22 @@ class Targets:
                 del self._bound[target]
         return sorted(target for target, bound in self._bound.items() if bound.mount == mount.name)
 
-    def find(self, target: str) -> Bound | None:
+    def find(self, target: str) -> KnownTarget | None:
         """What is bound on a target now, or None."""
         bound = self._bound.get(target)
-        if bound is None or target not in self.of(self._mounts.get(bound.mount)):
-            return None
-        return bound
+        mount = self._mounts.find(bound.mount) if bound is not None else None
+        return bound if mount is not None and target in self.of(mount) else None
+
+    def places(self, mount: Mount) -> int:
+        """On how many targets the mount is bound; where none is known, in how many places it is shown.
+
+        What was known may be lost with an earlier holder, and a mount that is shown must not be given up.
+        """
+        known = len(self.of(mount))
+        if known or mount.kind == "tree":
+            return known
+        shown = (entry.point for entry in mount_entries() if entry.device == mount.device)
+        return sum(point != mount.directory for point in shown)
 
     def bind(self, mount: Mount, target: str, given: int, note: Message) -> bool:
         """Bind the mount on the target; False where it was bound there already.
@@ -64,18 +72,19 @@ class Targets:
         """
         with self._opened(target) as (descriptor, status, entry):
             if entry is not None and mount.shown_by(entry):
-                self._bound.setdefault(target, Bound(mount.name, note))
+                if self.find(target) is None:
+                    self._note(target, KnownTarget(mount.name, note))
                 return False
             meant = _same(status, given)
             if entry is None:
-                self._attach(mount, descriptor, target, meant)
+                _check_meant(meant, target)
+                self._attach(mount, descriptor, target, note)
         if entry is not None:
-            self._replace(mount, target, given, meant)
-        self._bound[target] = Bound(mount.name, note)
+            self._replace(mount, target, given, meant, note)
         _log.info("bound %s on %s", mount.name, target)
         return True
 
-    def _replace(self, mount: Mount, target: str, given: int, meant: bool) -> None:
+    def _replace(self, mount: Mount, target: str, given: int, meant: bool, note: Message) -> None:
         """Bind in place of a mount that this holder does not know: its server is gone."""
         if self.find(target) is not None:
             raise Refused("bound", f"another mount is bound on {target}")
@@ -83,22 +92,37 @@ class Targets:
         with self._opened(target) as (descriptor, status, entry):
             if entry is not None:
                 raise Refused("bad-target", f"{target} has several mounts on top of each other")
-            self._attach(mount, descriptor, target, meant or _same(status, given))
+            _check_meant(meant or _same(status, given), target)
+            self._attach(mount, descriptor, target, note)
 
-    def _attach(self, mount: Mount, descriptor: int, target: str, meant: bool) -> None:
+    def _attach(self, mount: Mount, descriptor: int, target: str, note: Message) -> None:
         """The clone has the flags of the mount itself: read-only, nosuid, nodev."""
-        if not meant:
-            raise Refused("bad-target", f"{target} is another directory for the holder than for its caller")
         tree = kernel.clone_tree(mount.directory)
         try:
+            # Noted first: a holder killed in between has told its successor of a target that is not there,
+            # and not left one that nobody knows.
+            self._note(target, KnownTarget(mount.name, note))
             kernel.attach_tree(tree, descriptor)
+        except OSError:
+            self._forget(target)
+            raise
         finally:
             os.close(tree)
 
-    def unbind(self, target: str) -> Bound | None:
+    def unbind(self, target: str) -> KnownTarget | None:
         """Unmount the target, lazily, in whatever state; returns what was known of it. Raises OSError."""
         self._detach(target)
-        return self._bound.pop(target, None)
+        return self._forget(target)
+
+    def _note(self, target: str, bound: KnownTarget) -> None:
+        self._bound[target] = bound
+        self._state.save()
+
+    def _forget(self, target: str) -> KnownTarget | None:
+        bound = self._bound.pop(target, None)
+        if bound is not None:
+            self._state.save()
+        return bound
 
     def _detach(self, target: str) -> None:
         try:
@@ -130,6 +154,11 @@ class Targets:
 
     def _is_ours(self, entry: MountEntry) -> bool:
         return entry.ours or self._mounts.trees.holds(entry)
+
+
+def _check_meant(meant: bool, target: str) -> None:
+    if not meant:
+        raise Refused("bad-target", f"{target} is another directory for the holder than for its caller")
 
 
 def _same(status: kernel.Status, given: int) -> bool:

@@ -48,22 +48,23 @@ def test_the_holder_imports_the_standard_library_only() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_leaves_nothing_behind(number: signal.Signals) -> None:
+def test_told_to_stop_without_an_agent_it_leaves_nothing_behind(number: signal.Signals) -> None:
     with running_holder() as holder:
         target = holder.base / "target"
         target.mkdir()
-        agent, _, _ = Holder.claim(holder.socket, "test")
+        agent, table, _ = Holder.claim(holder.socket, "test")
         held = agent.mount("m", {})
         serve = holder.connect()
         with path_descriptor(target) as descriptor:
             ask(serve, "bind", {"mount": "m", "target": str(target)}, [descriptor])
+        agent.close()
         holder.popen.send_signal(number)
         assert holder._wait() == 0
         assert entries_below(holder.base) == []
         assert os.listdir(holder.base / "run" / "mounts") == []
         assert not Path(holder.socket).exists()
+        os.close(table.fd)
         os.close(held.fd)
-        agent.close()
         serve.close()
 
 

@@ -75,7 +75,7 @@ def test_nothing_is_answered_before_hello(holder: HolderProcess) -> None:
 
 def test_an_unknown_operation_and_unknown_fields_harm_nothing(holder: HolderProcess) -> None:
     with greeted(holder) as connection:
-        assert exchange(connection, b'{"id":1,"op":"restore"}')["error"] == "unknown-op"
+        assert exchange(connection, b'{"id":1,"op":"bequeath"}')["error"] == "unknown-op"
         assert exchange(connection, b'{"id":2,"op":"target","target":"/a","x":1}')["ok"] is True
 
 
