@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from bench import cold, cold_mapped, first_mib, options, small_files, transfer, warm
+from bench import cold, cold_mapped, first_mib, options, small_files, transfer, waiting, warm
 from bench.child import BenchError
 from bench.report import document, render, save
 from bench.site import Site
@@ -20,6 +20,7 @@ WORKLOADS: tuple[Workload, ...] = (
     warm.MAPPED,
     first_mib.WORKLOAD,
     small_files.WORKLOAD,
+    waiting.WORKLOAD,
     transfer.TLS,
     transfer.HTTP,
 )

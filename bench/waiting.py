@@ -1,0 +1,102 @@
+"""Workload `waiting`: warm reads through the agent while 64 cold readers of its mount wait for the origin.
+
+The limit is the same reads where nobody waits. The file that is read is never complete, so no passthrough
+serves it, and the page cache is dropped before each read. Each of the two has an agent of its own: a reader
+that is killed leaves its read with the agent until its patience ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.child import ROOT, BenchError, run_program
+from bench.figures import SPEED, Goal
+from bench.options import Options
+from bench.site import Site
+from bench.workload import HEADRACE, Measure, Subjects, Workload
+from deploy.local.layout import AgentSettings
+from deploy.local.process import StackError
+from deploy.local.stack import LocalStack
+
+READERS = 64
+TIMES = 20  # passes over the 16 MiB that are present
+ALL_WAIT_SECONDS = 30.0
+SETTINGS = AgentSettings(patience="10min", origins={"http://": {"max_connections": READERS + 8}})
+
+
+@contextlib.contextmanager
+def _origin() -> Iterator[str]:
+    command = [sys.executable, "-m", "bench.held_server", str(READERS)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/index.json"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def _mounted(site: Site, uri: str) -> Iterator[tuple[LocalStack, Path]]:
+    try:
+        with LocalStack(SETTINGS, s3=site.s3) as stack:
+            yield stack, stack.mount(uri)
+    except StackError as error:
+        raise BenchError(f"headrace: {error}".replace("\n", "; ")) from error
+
+
+@contextlib.contextmanager
+def _readers(stack: LocalStack, mount: Path) -> Iterator[None]:
+    """64 readers, all of them waiting, until the block ends."""
+    readers = [
+        subprocess.Popen(
+            ["dd", f"if={mount / f'cold-{number}'}", "of=/dev/null", "bs=1M"],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for number in range(READERS)
+    ]
+    try:
+        deadline = time.monotonic() + ALL_WAIT_SECONDS
+        while stack.metrics()["headrace_waiting_reads"] < READERS:
+            if time.monotonic() > deadline:
+                raise BenchError("the cold readers do not wait")
+            time.sleep(0.05)
+        yield
+    finally:
+        for reader in readers:
+            reader.kill()
+        for reader in readers:
+            reader.wait(10)
+
+
+def _measure(mount: Path) -> Measure:
+    job = {"way": "uncached", "path": str(mount / "warm"), "times": TIMES}
+    run_program("bench.readers", {**job, "times": 1})  # fills what is read from now on
+    return lambda _: run_program("bench.readers", job)
+
+
+@contextlib.contextmanager
+def _open(site: Site, options: Options) -> Iterator[Subjects]:
+    with contextlib.ExitStack() as stack:
+        uri = stack.enter_context(_origin())
+        _, alone = stack.enter_context(_mounted(site, uri))
+        crowded, beside = stack.enter_context(_mounted(site, uri))
+        subjects: dict[str, Measure | None] = {"nobody waits": _measure(alone), HEADRACE: _measure(beside)}
+        stack.enter_context(_readers(crowded, beside))
+        yield subjects
+
+
+WORKLOAD = Workload(
+    name="waiting",
+    title="warm read by the agent, 64 readers wait",
+    unit=SPEED,
+    limit="nobody waits",
+    open=_open,
+    goal=Goal(0.90),
+)
