@@ -10,6 +10,7 @@ import asyncio
 import enum
 import functools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -83,6 +84,7 @@ class Flight:
     started: float = 0.0
     task: asyncio.Task[None] | None = None
     error: OriginUnavailable | None = None
+    told: list[Callable[[HeadraceError | None], None]] = field(default_factory=list)
 
     @property
     def queued(self) -> bool:
@@ -141,21 +143,41 @@ class Filler:
                 return
         reader.resume()
 
-    def leave(self, reader: Reader) -> None:
-        """A reader goes away without its bytes; the last one of a flight that nobody else wants ends it."""
+    def leave(self, reader: Reader) -> bool:
+        """A reader goes away without its bytes; the last one of a flight that nobody else wants ends it.
+
+        False where it was not waiting here: it has been told, or is being told.
+        """
+        left = False
         for flight in list(self._flights.values()):
             waits = reader in flight.readers and flight.landing.leave(reader)
             if waits:
+                left = True
                 flight.readers.remove(reader)
             if waits or reader in flight.owners:
                 flight.owners.discard(reader)
                 self._end_if_unwanted(flight)
+        return left
 
     def prefetch(self, cached: CachedObject, chunks: range, owner: object) -> None:
         """Fill chunks ahead of `owner`, less urgently than what readers wait for."""
         for chunk in () if self._closing else chunks:
             if not cached.present[chunk] and self._setback(cached, chunk) is None:
                 self._want(cached, chunk, Urgency.PREFETCH).owners.add(owner)
+
+    def preload(
+        self, cached: CachedObject, chunk: int, owner: object, told: Callable[[HeadraceError | None], None]
+    ) -> bool:
+        """Fill a chunk with the least urgency, and call `told` when that has ended (loop), with its error.
+
+        False where there is nothing to do: it is present, or has just failed.
+        """
+        if self._closing or cached.present[chunk] or self._setback(cached, chunk) is not None:
+            return False
+        flight = self._want(cached, chunk, Urgency.PRELOAD)
+        flight.owners.add(owner)
+        flight.told.append(told)
+        return True
 
     def disown(self, owner: object) -> None:
         """The owner is gone: what was only queued for it is dropped; what is arriving is kept and ends."""
@@ -324,6 +346,8 @@ class Filler:
                 self.read(flight.cached, reader)  # a flight given up starts again for whoever came late
             else:
                 self._fail(reader, error)
+        for told in flight.told:
+            told(error)
         self._store.release(flight.cached)
 
     @staticmethod

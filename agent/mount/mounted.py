@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import secrets
-import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Final
@@ -23,7 +22,7 @@ from agent.cache.objects import CachedObject
 from agent.cache.prefetch import Stream
 from agent.cache.store import Store
 from agent.content import Dataset, Extent
-from agent.errors import HeadraceError, HolderError, StoreError
+from agent.errors import HeadraceError
 from agent.metrics import Metrics
 from agent.mount import wire
 from agent.mount.abi import Opcode, OpenFlag
@@ -32,8 +31,10 @@ from agent.mount.errnos import to_errno
 from agent.mount.holder import Holder
 from agent.mount.negotiation import InitResult, UnsupportedKernel, encode_init, negotiate
 from agent.mount.operations import Operations, Refused, split
+from agent.mount.passthrough import Passthrough
 from agent.mount.pool import Pool
 from agent.mount.reads import Buffers, PendingRead, read_present
+from agent.mount.tally import Tally
 from agent.mount.tree import Tree
 from agent.mount.wire import READ_REQUEST, Header, WireError
 
@@ -82,22 +83,24 @@ class Mounted:
         self.name = name
         self.dataset = dataset
         self.channel = channel
+        self.read_ahead = True  # whether reads are filled ahead of (loop)
         self.initialised: asyncio.Future[InitResult] = services.loop.create_future()
         self.loop = services.loop
         self.metrics = services.metrics
         self.buffers = services.buffers
+        self.tally = Tally()
         self._services = services
         self._on_gone = on_gone
-        self._may_pass_through = init is not None and init.passthrough
-        self._backing = dict(backing)
-        self._generations = _generations(backing)
-        self._operations = Operations(Tree(dataset), self._generations, self._looked_up)
+        self._passthrough = Passthrough(name, services.holder, services.loop, backing)
+        self._passthrough.allow(init is not None and init.passthrough)
+        self._operations = Operations(
+            Tree(dataset), self._passthrough.generations, self._passthrough.looked_up
+        )
         self._handles: dict[int, Handle] = {}
         # Handles of a predecessor must not meet ours: each life of the agent numbers in a range of its own.
         self._numbers = itertools.count(secrets.randbits(32) << 31)
         self._stale_told: set[int] = set()
-        self._lookups: dict[int, int] = {}
-        self._lookups_lock = threading.Lock()
+        self._waiting: set[PendingRead] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = {int(code): services.metrics.fuse_request(code.name.lower()) for code in Opcode}
         if init is not None:
@@ -121,10 +124,11 @@ class Mounted:
 
     def gone(self) -> None:
         """The kernel has let go of the mount (a FUSE thread)."""
-        self.loop.call_soon_threadsafe(self._on_gone, self)
+        self.loop.call_soon_threadsafe(self._abandoned)
 
     def close(self) -> None:
-        """Give back every open file (loop); the channel is closed by who made it."""
+        """Give back every open file (loop); the channel is closed by who made it. Reads that wait stay in
+        their slots: a successor answers them."""
         for task in self._tasks:
             task.cancel()
         for number in list(self._handles):
@@ -154,6 +158,13 @@ class Mounted:
         else:
             request.answer(self._operations.answer(request.buffer, header))
 
+    def _abandoned(self) -> None:
+        """(loop) Nobody is left who could be answered: what was read for them alone is not fetched on."""
+        for read in list(self._waiting):
+            if self._services.filler.leave(read):
+                read.drop()
+        self._on_gone(self)
+
     # READ: hits in the thread, misses on the loop
 
     def _read(self, request: Request) -> None:
@@ -176,6 +187,7 @@ class Mounted:
             cached.end_read()
         self.metrics.reads_hit.inc()
         self.metrics.read_bytes_store.inc(extent.length)
+        self.tally.from_store(extent.length)
         chunk = offset // cached.chunk_size
         if chunk != handle.chunk and not cached.complete:
             handle.chunk = chunk
@@ -186,7 +198,9 @@ class Mounted:
         """(loop)"""
         self.metrics.reads_miss.inc()
         self.metrics.waiting_reads.inc()
-        self._services.filler.read(handle.cached, PendingRead(self, request, number, handle.cached, extent))
+        read = PendingRead(self, request, number, handle.cached, extent)
+        self._waiting.add(read)
+        self._services.filler.read(handle.cached, read)
         self._note(handle, extent)
 
     def wait_again(self, read: PendingRead) -> None:
@@ -196,6 +210,7 @@ class Mounted:
     def answered(self, read: PendingRead) -> None:
         """A waiting read is done with (any thread); after a file's first one its stream may run ahead."""
         self.metrics.waiting_reads.dec()
+        self._waiting.discard(read)
         handle = self._handles.get(read.fh)
         if handle is not None and not handle.served:
             handle.served = True
@@ -205,7 +220,7 @@ class Mounted:
         """Take note of a read, and fill ahead of it once the file's first read has been served (loop)."""
         cached = handle.cached
         ahead = handle.stream.advance(extent, cached.chunk_size, len(cached.present))
-        if handle.served and cached.users:
+        if self.read_ahead and handle.served and cached.users:
             self._services.filler.prefetch(cached, ahead, handle)
 
     def _adopt(self, request: Request, nodeid: int, number: int, offset: int, size: int) -> None:
@@ -244,6 +259,7 @@ class Mounted:
         except HeadraceError as error:
             log.error("%s: %s", self.name, error)
             self.metrics.count_error(error)
+            self.tally.failed(error)
             request.refuse(to_errno(error))
 
     async def _open(self, request: Request, header: Header) -> None:
@@ -267,32 +283,21 @@ class Mounted:
         """The reply to OPEN. Refused(ESTALE) makes the kernel look the name up again, and find the nodeid
         under which the file is served now."""
         ino, generation = split(nodeid)
-        current = self._current_generation(ino, cached)
+        current = self._passthrough.generation(ino, cached)
         # A file that is bound by itself is never looked up again: the second time, serve what it has.
         if generation != current and (generation % 2 or nodeid not in self._stale_told):
             self._stale_told.add(nodeid)
             raise Refused(errno.ESTALE)
         if generation % 2 == 0:
             self.metrics.opens_cached.inc()
+            self.tally.opened(passthrough=False)
             return wire.encode_open(number, CACHED_FLAGS)
-        try:
-            backing = await self._backing_id(nodeid, cached)
-        except HolderError as error:
-            # Not tried again by this agent: a kernel or a disk that cannot once will not the next time.
-            log.warning("%s: no passthrough from now on: %s", self.name, error)
-            self._may_pass_through = False
-            self._generations[ino] = generation + 1
-            raise Refused(errno.ESTALE) from error
+        backing = await self._passthrough.backing_id(nodeid, cached)
+        if backing is None:
+            raise Refused(errno.ESTALE)
         self.metrics.opens_passthrough.inc()
+        self.tally.opened(passthrough=True)
         return wire.encode_open(number, PASSTHROUGH_FLAGS, backing)
-
-    def _current_generation(self, ino: int, cached: CachedObject) -> int:
-        generation = self._generations.get(ino, 0)
-        wanted = cached.complete and self._may_pass_through
-        if wanted != bool(generation % 2):
-            generation += 1
-            self._generations[ino] = generation
-        return generation
 
     def _released(self, number: int) -> None:
         """(loop)"""
@@ -301,57 +306,13 @@ class Mounted:
             self._services.filler.disown(handle)
             self._services.store.release(handle.cached)
 
-    async def _backing_id(self, nodeid: int, cached: CachedObject) -> int:
-        if nodeid not in self._backing:
-            self._backing[nodeid] = await asyncio.to_thread(self._ask_backing, nodeid, cached)
-        return self._backing[nodeid]
-
-    def _ask_backing(self, nodeid: int, cached: CachedObject) -> int:
-        try:
-            fd = cached.open_read_only()
-        except OSError as error:
-            raise StoreError(f"cannot open {cached.path}: {error.strerror}") from error
-        try:
-            return self._services.holder.backing_open(self.name, nodeid, fd)
-        finally:
-            os.close(fd)
-
-    # LOOKUP and FORGET: which backing ids the kernel may still come back to
-
-    def _looked_up(self, nodeid: int) -> None:
-        if split(nodeid)[1] % 2:
-            with self._lookups_lock:
-                self._lookups[nodeid] = self._lookups.get(nodeid, 0) + 1
-
     def _forget(self, request: Request, header: Header) -> None:
         one = header.opcode == Opcode.FORGET
         decode = wire.decode_forget if one else wire.decode_batch_forget
         forgotten = decode(request.buffer, header)
         request.drop()
         for nodeid, count in [forgotten] if isinstance(forgotten, wire.Forgotten) else forgotten:
-            self._forget_one(nodeid, count)
-
-    def _forget_one(self, nodeid: int, count: int) -> None:
-        if split(nodeid)[1] % 2:
-            with self._lookups_lock:
-                left = self._lookups.pop(nodeid, 0) - count
-                if left > 0:
-                    self._lookups[nodeid] = left
-                    return
-            self.loop.call_soon_threadsafe(self._close_backing, nodeid)
-
-    def _close_backing(self, nodeid: int) -> None:
-        """(loop) The kernel has forgotten a passthrough nodeid: its file need not stay open for it."""
-        with self._lookups_lock:
-            known_again = nodeid in self._lookups
-        if not known_again and self._backing.pop(nodeid, None) is not None:
-            self.loop.run_in_executor(None, self._tell_closed, nodeid)
-
-    def _tell_closed(self, nodeid: int) -> None:
-        try:
-            self._services.holder.backing_close(self.name, nodeid)
-        except HolderError as error:
-            log.warning("%s: %s", self.name, error)
+            self._passthrough.forgotten(nodeid, count)
 
     # INIT
 
@@ -366,7 +327,7 @@ class Mounted:
         self.loop.call_soon_threadsafe(self._init_done, result)
 
     def _init_done(self, result: InitResult) -> None:
-        self._may_pass_through = result.passthrough
+        self._passthrough.allow(result.passthrough)
         if not self.initialised.done():
             self.initialised.set_result(result)
 
@@ -378,12 +339,3 @@ class Mounted:
 def _within(cached: CachedObject, offset: int, size: int) -> Extent:
     """What a READ asks for, cut at the end of the file."""
     return Extent(offset, max(0, min(size, cached.ref.size - offset)))
-
-
-def _generations(backing: dict[int, int]) -> dict[int, int]:
-    """The generation of each file that the holder has backing ids for: the highest."""
-    generations: dict[int, int] = {}
-    for nodeid in backing:
-        ino, generation = split(nodeid)
-        generations[ino] = max(generation, generations.get(ino, 0))
-    return generations

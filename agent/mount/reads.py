@@ -14,10 +14,11 @@ from typing import Protocol
 
 from agent.cache.objects import CachedObject
 from agent.content import Extent
-from agent.errors import HeadraceError
+from agent.errors import HeadraceError, StoreFailed
 from agent.metrics import Metrics
 from agent.mount.channel import Request
 from agent.mount.errnos import to_errno
+from agent.mount.tally import Tally
 
 MAX_READ = 1024 * 1024  # max_pages of INIT in bytes: no READ asks for more
 
@@ -38,6 +39,8 @@ class Desk(Protocol):
     def metrics(self) -> Metrics: ...
     @property
     def buffers(self) -> Buffers: ...
+    @property
+    def tally(self) -> Tally: ...
     def submit(self, job: Callable[[], None]) -> None: ...
     def wait_again(self, read: PendingRead) -> None: ...
     def answered(self, read: PendingRead) -> None: ...
@@ -70,7 +73,11 @@ class PendingRead:
         self._desk.submit(self._from_file)
 
     def fail(self, error: HeadraceError) -> None:
-        self._request.refuse(to_errno(error))
+        self._refuse(error)
+
+    def drop(self) -> None:
+        """Nobody waits for it any more, and it waits for nothing."""
+        self._request.drop()
         self._desk.answered(self)
 
     def _from_file(self) -> None:
@@ -81,7 +88,7 @@ class PendingRead:
         try:
             data = read_present(self.cached, self.extent, self._desk.buffers)
         except OSError as error:
-            self._request.refuse(error.errno or 5)
+            self._refuse(StoreFailed(f"cannot read {self.cached.path}: {error.strerror}"))
             return
         finally:
             self.cached.end_read()
@@ -90,6 +97,12 @@ class PendingRead:
     def _answer(self, data: memoryview) -> None:
         self._request.answer(data)
         self._desk.metrics.read_bytes_origin.inc(len(data))
+        self._desk.tally.from_origin(len(data))
+        self._desk.answered(self)
+
+    def _refuse(self, error: HeadraceError) -> None:
+        self._desk.tally.failed(error)
+        self._request.refuse(to_errno(error))
         self._desk.answered(self)
 
 

@@ -1,0 +1,129 @@
+"""Which files of one mount the kernel reads by itself: their generations and their backing ids.
+
+One nodeid is never served both ways (FINDINGS.md): an even generation of an inode is served from the agent
+and cached by the kernel, an odd one is always opened passthrough. A file changes over by getting the next
+generation, when it becomes complete and when it stops being so. The loop owns all of this but the count of
+lookups, which FUSE threads keep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+
+from agent.cache.objects import CachedObject
+from agent.errors import HolderError, StoreError
+from agent.mount.holder import Holder, HolderRefused
+from agent.mount.operations import join, split
+
+log = logging.getLogger(__name__)
+
+# Without a holder no backing id is to be had; files are then served from the agent, and after these seconds
+# the holder is asked again.
+HOLD_OFF = 2.0
+# Not tried again by this agent: a kernel or a disk that cannot once will not the next time.
+NEVER = frozenset({"unsupported", "bad-file"})
+
+
+class Passthrough:
+    """The passthrough side of one mount. `generations` has every inode that left generation 0."""
+
+    def __init__(
+        self, mount: str, holder: Holder, loop: asyncio.AbstractEventLoop, known: dict[int, int]
+    ) -> None:
+        """`known` are the backing ids that the holder has for nodeids of this mount."""
+        self.generations = _generations(known)
+        self.backing = dict(known)
+        self._mount = mount
+        self._holder = holder
+        self._loop = loop
+        self._allowed = False
+        self._not_before = 0.0
+        self._lookups: dict[int, int] = {}
+        self._lookups_lock = threading.Lock()
+
+    def allow(self, allowed: bool) -> None:
+        """What the kernel agreed to in INIT."""
+        self._allowed = allowed
+
+    def generation(self, ino: int, cached: CachedObject) -> int:
+        """The generation under which a file is served now; it moves on where that has changed."""
+        generation = self.generations.get(ino, 0)
+        has_id = join(ino, generation) in self.backing
+        wanted = cached.complete and self._allowed and (has_id or self._loop.time() >= self._not_before)
+        if wanted != bool(generation % 2):
+            generation += 1
+            self.generations[ino] = generation
+        return generation
+
+    async def backing_id(self, nodeid: int, cached: CachedObject) -> int | None:
+        """The id for a passthrough open; None where there is none now: the next generation is an even one.
+
+        While a nodeid is open it must get the same id again (FINDINGS.md).
+        """
+        if nodeid not in self.backing:
+            try:
+                self.backing[nodeid] = await asyncio.to_thread(self._ask, nodeid, cached)
+            except HolderError as error:
+                self._decline(nodeid, error)
+                return None
+        return self.backing[nodeid]
+
+    def looked_up(self, nodeid: int) -> None:
+        """The kernel is about to learn this nodeid (FUSE threads)."""
+        if split(nodeid)[1] % 2:
+            with self._lookups_lock:
+                self._lookups[nodeid] = self._lookups.get(nodeid, 0) + 1
+
+    def forgotten(self, nodeid: int, count: int) -> None:
+        """The kernel forgets lookups; after the last one the file need not stay open (FUSE threads)."""
+        if split(nodeid)[1] % 2:
+            with self._lookups_lock:
+                left = self._lookups.pop(nodeid, 0) - count
+                if left > 0:
+                    self._lookups[nodeid] = left
+                    return
+            self._loop.call_soon_threadsafe(self._close, nodeid)
+
+    def _decline(self, nodeid: int, error: HolderError) -> None:
+        ino, generation = split(nodeid)
+        self.generations[ino] = max(self.generations.get(ino, 0), generation + 1)
+        self._not_before = self._loop.time() + HOLD_OFF
+        if isinstance(error, HolderRefused) and error.code in NEVER:
+            self._allowed = False
+            log.warning("%s: no passthrough from now on: %s", self._mount, error)
+        else:
+            log.warning("%s: no passthrough for the moment: %s", self._mount, error)
+
+    def _ask(self, nodeid: int, cached: CachedObject) -> int:
+        try:
+            fd = cached.open_read_only()
+        except OSError as error:
+            raise StoreError(f"cannot open {cached.path}: {error.strerror}") from error
+        try:
+            return self._holder.backing_open(self._mount, nodeid, fd)
+        finally:
+            os.close(fd)
+
+    def _close(self, nodeid: int) -> None:
+        with self._lookups_lock:
+            known_again = nodeid in self._lookups
+        if not known_again and self.backing.pop(nodeid, None) is not None:
+            self._loop.run_in_executor(None, self._tell_closed, nodeid)
+
+    def _tell_closed(self, nodeid: int) -> None:
+        try:
+            self._holder.backing_close(self._mount, nodeid)
+        except HolderError as error:
+            log.warning("%s: %s", self._mount, error)
+
+
+def _generations(known: dict[int, int]) -> dict[int, int]:
+    """The generation of each file that the holder has backing ids for: the highest."""
+    generations: dict[int, int] = {}
+    for nodeid in known:
+        ino, generation = split(nodeid)
+        generations[ino] = max(generation, generations.get(ino, 0))
+    return generations
