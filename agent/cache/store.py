@@ -364,7 +364,7 @@ def _open_directory(path: Path, limits: StoreLimits) -> Directory:
     boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     index = Index(path / "index.sqlite", boot_id)
     trees = Trees(path)
-    trees.clean(frozenset(lease.tree for lease in index.leases()))
+    trees.clean()
     totals: Totals = index.totals()
     size = status.f_blocks * status.f_frsize
     return Directory(

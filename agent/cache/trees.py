@@ -88,10 +88,10 @@ class Trees:
             raise StoreFailed(f"cannot remove the tree {name}: {error.strerror}") from error
         self._remove(hidden)
 
-    def clean(self, leased: frozenset[str]) -> None:
-        """Take away what a crash left, and every tree without a lease."""
+    def clean(self) -> None:
+        """Take away what a crash left half made or half removed."""
         for name in self._all():
-            if name not in leased:
+            if name.startswith("."):
                 self._remove(name)
 
     def open_root(self, name: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cache.index import ChunkRow, Index, Totals
+from agent.cache.index import SCHEMA, ChunkRow, Index, Lease, Presence, Totals
 from agent.content import Dataset, Entry, ObjectRef, Unmapped
 from agent.errors import StoreFailed
 
@@ -165,3 +165,37 @@ def test_finding_an_object_searches_by_keys_and_never_scans(index: Index, path: 
         statements += [row[3] for row in reader.execute(f"EXPLAIN QUERY PLAN {query}")]
     reader.close()
     assert all("SEARCH" in statement for statement in statements) and len(statements) == 2
+
+
+def test_an_index_of_the_first_version_is_brought_up_with_what_it_has(path: Path) -> None:
+    old = sqlite3.connect(path)
+    old.executescript(f"BEGIN; {SCHEMA[0]} PRAGMA user_version = 1; COMMIT;")
+    old.execute("INSERT INTO objects VALUES (1, 'k', 'u', 'v', 5, 5, 5)")
+    old.commit()
+    old.close()
+    index = Index(path, "boot-1")
+    index.lease(Lease("t", "u", "r", 1.0), ["k"])
+    assert (index.totals(), index.leased_keys()) == (Totals(1, 0, 5), {"k"})
+    index.close()
+
+
+def test_a_lease_names_its_objects_until_it_ends(index: Index, path: Path) -> None:
+    first, second = Lease("t-1", "s3://b/\udcff", "r", 1.5), Lease("t-2", "s3://b/x", "r", 2.5)
+    index.lease(first, ["a", "b", "b"])
+    index.lease(second, ["b", "c"])
+    again = Index(path, "boot-2")
+    assert sorted(again.leases(), key=lambda lease: lease.tree) == [first, second]
+    assert again.leased_keys() == {"a", "b", "c"}
+    again.lease(second, ["d"])
+    again.end_lease("t-1")
+    again.end_lease("t-1")
+    assert (again.leases(), again.leased_keys()) == ([second], {"d"})
+    again.close()
+
+
+def test_presence_tells_bytes_of_another_boot(index: Index, path: Path) -> None:
+    index.record(rows(index.add(REF, 1000).id, 1, 2))
+    assert index.presence([REF.key, "unknown"]) == {REF.key: Presence(2000, suspect=False)}
+    again = Index(path, "boot-2")
+    assert again.presence([REF.key]) == {REF.key: Presence(2000, suspect=True)}
+    again.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import sqlite3
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from agent.cache.index import Lease
 from agent.cache.objects import CachedObject
-from agent.cache.store import IDLE_OBJECTS, Store, StoreLimits
+from agent.cache.store import IDLE_OBJECTS, Store, StoreLimits, Whole
 from agent.content import Dataset, Entry, Extent, ObjectRef
 from agent.errors import ConfigError, StoreFull
 from tests.agent.cache.conftest import CHUNK, TappedStore, open_store
@@ -227,3 +229,169 @@ async def test_closing_waits_for_records_and_openings_under_way(tmp_path: Path) 
     await recording
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(late.fd)
+
+
+async def complete(store: Store, name: str, chunks: float = 2) -> CachedObject:
+    """An object with all its chunks, given back."""
+    cached = await store.acquire(ref(name, chunks))
+    await fill(store, cached, *range(len(cached.present)))
+    store.release(cached)
+    return cached
+
+
+def another_boot(directory: Path) -> None:
+    """Have the index of a closed store written under another boot id, with the checksums of its bytes."""
+    with sqlite3.connect(directory / "index.sqlite") as database:
+        rows = database.execute("SELECT key, object, chunk FROM chunks JOIN objects ON id = object")
+        for key, number, chunk in rows.fetchall():
+            data = (directory / "objects" / key[:2] / key).read_bytes()[chunk * CHUNK : (chunk + 1) * CHUNK]
+            database.execute(
+                "UPDATE chunks SET boot = 'another', xxh3 = ? WHERE object = ? AND chunk = ?",
+                (xxhash.xxh3_128_digest(data), number, chunk),
+            )
+    database.close()
+
+
+def flip(path: Path, offset: int) -> None:
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def writable(cached: CachedObject) -> bool:
+    return fcntl.fcntl(cached.fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+
+
+async def test_a_complete_object_is_opened_for_reading_only(tmp_path: Path) -> None:
+    first = await open_store(tmp_path)
+    assert writable(await complete(first, "whole"))
+    await fill(first, await first.acquire(ref("part")), 1)
+    await first.close()
+    second = await open_store(tmp_path)
+    assert not writable(await second.acquire(ref("whole", 2)))
+    assert writable(await second.acquire(ref("part")))
+    await second.close()
+
+
+async def test_a_damaged_object_that_no_tree_shows_keeps_its_good_chunks(tmp_path: Path) -> None:
+    first = await open_store(tmp_path)
+    path = (await complete(first, "o", 3)).path
+    await first.close()
+    another_boot(tmp_path)
+    flip(path, CHUNK + 5)
+    path.chmod(0o444)  # as it was left by a tree
+    second = await open_store(tmp_path)
+    again = await second.acquire(ref("o", 3))
+    assert (list(again.present), writable(again)) == ([1, 0, 1], True)
+    assert second.directories[0].used == 2 * CHUNK
+    await fill(second, again, 1)
+    assert again.complete
+    await second.close()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut short", "unknown to the index"])
+async def test_a_file_that_a_tree_shows_is_never_written_into(tmp_path: Path, damage: str) -> None:
+    first = await open_store(tmp_path)
+    path = (await complete(first, "o", 2)).path
+    await first.close()
+    another_boot(tmp_path)
+    if damage == "flipped":
+        flip(path, 5)
+    elif damage == "cut short":
+        os.truncate(path, CHUNK)
+    else:
+        (tmp_path / "index.sqlite").unlink()
+    link = tmp_path / "link"
+    link.hardlink_to(path)
+    link.chmod(0o444)
+    before = link.read_bytes()
+    second = await open_store(tmp_path)
+    again = await second.acquire(ref("o", 2))
+    assert not any(again.present)
+    assert second.directories[0].used == 0
+    await fill(second, again, 0, 1)
+    assert again.complete
+    assert link.read_bytes() == before
+    assert path.read_bytes() == b"\1" * CHUNK + b"\2" * CHUNK
+    assert second.directories[0].objects == 1
+    await second.close()
+
+
+async def open_two(tmp_path: Path, capacity: int) -> Store:
+    paths = [tmp_path / "one", tmp_path / "two"]
+    return await Store.open(paths, CHUNK, StoreLimits(capacity, 0), ManualClock())
+
+
+async def test_the_objects_of_a_dataset_go_to_one_directory_where_they_fit(tmp_path: Path) -> None:
+    store = await open_two(tmp_path, 10 * CHUNK)
+    refs = [ref(f"o{number}", 2) for number in range(4)]
+    await store.place(refs)
+    for one in refs:
+        cached = await store.acquire(one)
+        await fill(store, cached, 0, 1)
+    assert sorted(directory.objects for directory in store.directories) == [0, 4]
+    whole = await store.whole(refs)
+    assert whole is not None and whole.directory.objects == 4 and whole.unverified == ()
+    await store.close()
+
+
+async def test_what_a_dataset_lacks_goes_where_the_most_of_it_is(tmp_path: Path) -> None:
+    store = await open_two(tmp_path, 10 * CHUNK)
+    await complete(store, "first", 3)
+    refs = [ref("first", 3), ref("second", 1)]
+    await store.place(refs)
+    await complete(store, "second", 1)
+    whole = await store.whole(refs)
+    assert whole is not None and whole.directory.objects == 2
+    await store.close()
+
+
+async def test_objects_in_two_directories_are_not_whole_in_one(tmp_path: Path) -> None:
+    store = await open_two(tmp_path, 3 * CHUNK)
+    refs = [ref(f"o{number}", 2) for number in range(2)]
+    await store.place(refs)
+    for one in refs:
+        await fill(store, await store.acquire(one), 0, 1)
+    assert [directory.objects for directory in store.directories] == [1, 1]
+    assert await store.whole(refs) is None
+    assert await store.whole(refs[:1]) is not None
+    await store.close()
+
+
+async def test_whole_is_only_what_is_complete_and_verified_in_this_boot(tmp_path: Path) -> None:
+    first = await open_store(tmp_path)
+    refs = [ref("a", 2), ref("b", 2), ref("empty", 0)]
+    await complete(first, "a")
+    cached = await first.acquire(refs[1])
+    await fill(first, cached, 0)
+    assert await first.whole(refs) is None
+    await fill(first, cached, 1)
+    whole = await first.whole(refs)
+    assert whole is not None and whole.unverified == ()
+    await first.close()
+    another_boot(tmp_path)
+    flip(cached.path, 3)
+    second = await open_store(tmp_path)
+    whole = await second.whole(refs)
+    assert whole is not None and set(whole.unverified) == set(refs[:2])
+    for one in whole.unverified:
+        second.release(await second.acquire(one))
+    assert await second.whole(refs) is None
+    assert await second.whole(refs[:1]) == Whole(second.directories[0], ())
+    await second.close()
+
+
+async def test_leases_outlive_the_store(tmp_path: Path) -> None:
+    first = await open_store(tmp_path)
+    lease = Lease("t", "s3://b", "r", 1.0)
+    await first.lease(first.directories[0], lease, ["k"])
+    await first.close()
+    second = await open_store(tmp_path)
+    assert await second.leases() == [(second.directories[0], lease)]
+    assert await second.leased_keys() == {"k"}
+    await second.end_lease(second.directories[0], "t")
+    assert await second.leased_keys() == set()
+    await second.close()
