@@ -67,16 +67,6 @@ def mount(line: Line) -> Iterator[Path]:
     line.stack.umount(mount)
 
 
-def test_the_first_mib_is_served_before_the_chunk_is_complete(line: Line, mount: Path) -> None:
-    before = line.stack.metrics()['headrace_fills_total{result="done"}']
-    gate = line.proxy.hold(key="*/a", after=2 * MIB)
-    reader = run(["dd", f"if={mount / 'a'}", "of=/dev/null", "bs=1M", "count=1"], within=4)
-    assert reader.returncode == 0, reader.stderr
-    gate.await_held(1)
-    done = 'headrace_fills_total{result="done"}'
-    assert line.stack.metrics()[done] == before  # the gate still holds the chunk's other bytes
-
-
 def test_a_waiting_reader_ends_at_sigkill_and_the_next_one_is_served(line: Line, mount: Path) -> None:
     gate = line.proxy.hold(key="*/a")
     reader = start_reader("sequential", [mount / "a"])
