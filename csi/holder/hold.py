@@ -44,7 +44,7 @@ def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build:
         directory = _make_directories(os.path.realpath(os.path.dirname(socket_path) or "."), gid)
         with socket_lock(socket_path), _stop_signal() as wake:
             state = StateFile(f"{os.path.realpath(socket_path)}.state")
-            mounts = Mounts(directory, devices, TreePlaces(stores, uid), state)
+            mounts = Mounts(directory, devices, TreePlaces(stores), state)
             mounts.find_trees()
             stale.clean(directory, frozenset(mount.directory for mount in mounts))
             mounts.recall()

@@ -54,6 +54,11 @@ class Mount:
         """Whether this is the mount itself or a bind of all of it."""
         return entry.device == self.device and entry.root.removesuffix(DELETED) == self.root
 
+    def seen_in(self, entry: MountEntry) -> bool:
+        """Whether this mount line shows the mount or something in it, as the bind of a subPath does."""
+        inside = self.kind == "fuse" or f"{entry.root.removesuffix(DELETED)}/".startswith(f"{self.root}/")
+        return entry.device == self.device and inside
+
     def fuse(self) -> int:
         """Its /dev/fuse descriptor. Raises Refused for a tree, and until it is restored."""
         if self.kind == "tree":
@@ -160,12 +165,13 @@ class Mounts:
         _log.info("restored %s (device %s)", name, mount.device)
         return mount
 
-    def add_tree(self, name: str, record: Message, given: int) -> Mount:
+    def add_tree(self, name: str, record: Message, given: int, agent: int) -> Mount:
         """Mount the agent's tree of that name (trees.py); again where it is mounted already.
 
-        `given` is the agent's descriptor of the tree's root. Raises Refused `bad-tree`, `exists`, OSError.
+        `given` is the agent's descriptor of the tree's root, `agent` its uid. Raises Refused `bad-tree`,
+        `exists`, OSError.
         """
-        opened = self.trees.open(name, given)
+        opened = self.trees.open(name, given, agent)
         try:
             known = self._mounts.get(name)
             if known is None:

@@ -252,7 +252,8 @@ class Operations:
 
     def _tree(self, request: Request) -> Replies:
         record = request.object("record", MAX_RECORD)
-        self._mounts.add_tree(request.mount_name(), record, request.descriptor())
+        uid = request.client.peer.uid
+        self._mounts.add_tree(request.mount_name(), record, request.descriptor(), uid)
         yield Reply()
 
     def _ready(self, request: Request) -> Replies:
@@ -321,7 +322,7 @@ class Operations:
         claimed = claimant is not None and not claimant.gone()
         self._mounts.sweep()
         for mount in self._mounts:
-            if claimed or not mount.held or (mount.kind == "tree" and self._targets.of(mount)):
+            if claimed or not mount.held or (mount.kind == "tree" and self._targets.places(mount)):
                 _log.info("the mount %s is left to the next holder", mount.name)
                 continue
             self._take_away(mount)

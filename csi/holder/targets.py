@@ -60,9 +60,9 @@ class Targets:
         What was known may be lost with an earlier holder, and a mount that is shown must not be given up.
         """
         known = len(self.of(mount))
-        if known or mount.kind == "tree":
+        if known:
             return known
-        shown = (entry.point for entry in mount_entries() if entry.device == mount.device)
+        shown = (entry.point for entry in mount_entries() if mount.seen_in(entry))
         return sum(point != mount.directory for point in shown)
 
     def bind(self, mount: Mount, target: str, given: int, note: Message) -> bool:

@@ -32,10 +32,9 @@ class _Place:
 class TreePlaces:
     """Where the agent's trees lie."""
 
-    def __init__(self, stores: Sequence[str], owner: int) -> None:
-        """`stores` are the `--store` directories, `owner` is the agent's uid. Raises OSError."""
+    def __init__(self, stores: Sequence[str]) -> None:
+        """`stores` are the `--store` directories. Raises OSError."""
         self._places = [_place(os.path.realpath(store)) for store in stores]
-        self._owner = owner
 
     def holds(self, entry: MountEntry) -> bool:
         """Whether this is a mount of a tree, or of something in one."""
@@ -50,8 +49,11 @@ class TreePlaces:
             entry.device == place.device and root == f"{place.prefix}{name}/root" for place in self._places
         )
 
-    def open(self, name: str, given: int) -> int:
-        """The tree's root opened here, the one that the agent sent. Raises Refused `bad-tree`, OSError."""
+    def open(self, name: str, given: int, owner: int) -> int:
+        """The tree's root opened here, the one that the agent sent; `owner` is the agent's uid.
+
+        Raises Refused `bad-tree`, OSError.
+        """
         wanted = kernel.status(given)
         for place in self._places:
             try:
@@ -59,20 +61,21 @@ class TreePlaces:
             except FileNotFoundError:
                 continue
             try:
-                self._check(kernel.status(found), wanted)
+                _check(kernel.status(found), wanted, owner)
             except BaseException:
                 os.close(found)
                 raise
             return found
         raise Refused("bad-tree", f"there is no trees/{name}/root in a --store directory")
 
-    def _check(self, found: kernel.Status, wanted: kernel.Status) -> None:
-        if (found.device, found.inode) != (wanted.device, wanted.inode):
-            raise Refused("bad-tree", "the tree is another directory for the holder than for the agent")
-        if not stat.S_ISDIR(found.mode) or found.uid != self._owner:
-            raise Refused("bad-tree", "a tree must be a directory of the agent's user")
-        if found.mount_root:
-            raise Refused("bad-tree", "a tree must lie on the device of its store")
+
+def _check(found: kernel.Status, wanted: kernel.Status, owner: int) -> None:
+    if (found.device, found.inode) != (wanted.device, wanted.inode):
+        raise Refused("bad-tree", "the tree is another directory for the holder than for the agent")
+    if not stat.S_ISDIR(found.mode) or found.uid != owner:
+        raise Refused("bad-tree", "a tree must be a directory of the agent's user")
+    if found.mount_root:
+        raise Refused("bad-tree", "a tree must lie on the device of its store")
 
 
 def _open(store: str, name: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from agent.mount.holder import Holder, HolderRefused
 from csi.holder.mountinfo import mount_entries
 from tests.csi.holding import (
-    AGENT_USER,
+    THIRD_UID,
     HolderProcess,
     ask,
     entries_below,
@@ -36,11 +35,11 @@ def agent(holder: HolderProcess) -> Iterator[Holder]:
     os.close(table.fd)
 
 
-def make_tree(holder: HolderProcess, name: str, owner: str = AGENT_USER) -> Path:
+def make_tree(holder: HolderProcess, name: str, owner: int = 0) -> Path:
     root = holder.store / "trees" / name / "root"
     (root / "d").mkdir(parents=True)
     (root / "d" / "file").write_bytes(b"bytes")
-    os.chown(root, pwd.getpwnam(owner).pw_uid, -1)
+    os.chown(root, owner, -1)
     return root
 
 
@@ -125,7 +124,7 @@ def test_a_tree_has_no_backing_files_and_no_init(holder: HolderProcess, agent: H
 
 def test_only_the_agents_own_tree_in_its_place_is_taken(holder: HolderProcess, agent: Holder) -> None:
     root = make_tree(holder, "mine")
-    foreign = make_tree(holder, "foreign", owner="root")
+    foreign = make_tree(holder, "foreign", owner=THIRD_UID)
     elsewhere = holder.base / "elsewhere"
     elsewhere.mkdir()
     (holder.store / "trees" / "linked").symlink_to(elsewhere.parent)
@@ -139,7 +138,8 @@ def test_only_the_agents_own_tree_in_its_place_is_taken(holder: HolderProcess, a
     assert entries_below(holder.base) == []
 
 
-def test_a_tree_lives_without_a_holder_and_the_next_one_knows_it_again() -> None:
+@pytest.mark.parametrize("notes", ["kept", "lost"])
+def test_a_tree_lives_without_a_holder_and_the_next_one_knows_it_again(notes: str) -> None:
     with scratch() as base:
         first = HolderProcess(base)
         claimed, table, _ = Holder.claim(first.socket, "test")
@@ -150,10 +150,12 @@ def test_a_tree_lives_without_a_holder_and_the_next_one_knows_it_again() -> None
         claimed.close()
         os.close(table.fd)
         assert (target / "d" / "file").read_bytes() == b"bytes"
+        if notes == "lost":
+            os.unlink(f"{first.socket}.state")
         second = HolderProcess(base)
         again, table, held = Holder.claim(second.socket, "test")
-        assert [(item.mount, item.kind) for item in held] == [("t", "tree")]
-        unbind(second, target)
+        assert [(item.mount, item.kind, item.bound) for item in held] == [("t", "tree", 1)]
+        assert unbind(second, target)["gone"] is (notes == "lost")
         assert str(target) not in {entry.point for entry in mount_entries()}
         again.unmount("t")
         again.close()
