@@ -108,6 +108,10 @@ class Metrics:
 
     def _declare_mounts(self) -> None:
         self.mounts = self._gauge("headrace_mounts", "Mounts that the agent serves.")
+        self.holder_connected = self._gauge(
+            "headrace_holder_connected",
+            "1 while the holder is there; without it mounts are served on, and new ones fail.",
+        )
         opens = self._counter(
             "headrace_opens_total",
             "Files opened: served by the agent (`cached`), or by the kernel alone (`passthrough`).",

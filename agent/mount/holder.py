@@ -6,14 +6,16 @@ that goes wrong becomes a HolderError of one line. PROTOCOL.md beside `csi/holde
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
 
 from agent.errors import HolderError
+from agent.mount.claim import HeldMount, InFlightTable, Reclaimed, claimed, number_of, reclaim
+from agent.mount.ledger import Ledger
 from csi.holder.client import Answer, HolderConnection, HolderGone
 from csi.holder.protocol import Message, Refused
+
+__all__ = ["HeldMount", "Holder", "HolderAway", "HolderRefused", "InFlightTable", "Reclaimed"]
 
 
 class HolderRefused(HolderError):
@@ -24,38 +26,27 @@ class HolderRefused(HolderError):
         self.code = code
 
 
-@dataclass(frozen=True)
-class HeldMount:
-    """One mount that the holder keeps.
-
-    `number` names it in the in-flight table, `fd` is its /dev/fuse descriptor (non-blocking; the caller's
-    to close), `backing` its passthrough ids by nodeid, `bound` on how many targets it was bound when told.
-    A promoted dataset is of the kind "tree", and its `fd` is -1.
-    """
-
-    mount: str
-    number: int
-    fd: int
-    record: dict[str, object]
-    backing: dict[int, int] = field(default_factory=dict)
-    bound: int = 0
-    kind: str = "fuse"
-
-
-@dataclass(frozen=True)
-class InFlightTable:
-    """The in-flight table's memfd (the caller's to close), and its shape: slots of `slot_size` bytes."""
-
-    fd: int
-    slots: int
-    slot_size: int
+class HolderAway(HolderError):
+    """The last holder's connection has ended, and no other is there yet."""
 
 
 class Holder:
-    """The claim on the descriptors; it ends with `close`, or with the process."""
+    """The claim on the descriptors; it ends with `close`, or with the process.
 
-    def __init__(self, connection: HolderConnection) -> None:
-        self._connection = connection
+    A holder that dies is followed by another: `drop` and `reclaim`. `life` counts them.
+    """
+
+    def __init__(self, connection: HolderConnection, address: tuple[str, str, float]) -> None:
+        """`address` is the socket's path, our build, and the deadline of each request."""
+        self._connection: HolderConnection | None = connection
+        self._address = address
+        self._ledger = Ledger()
+        self.life = 1
+
+    @property
+    def connected(self) -> bool:
+        """Whether a holder is there, as far as is known."""
+        return self._connection is not None
 
     @classmethod
     def claim(
@@ -70,17 +61,59 @@ class Holder:
             connection = HolderConnection.open(socket_path, "agent", build, timeout)
         try:
             with _translated(), connection.request("claim", {}, several=True) as answers:
-                table, mounts = _claimed(answers)
+                table, mounts = claimed(answers)
         except BaseException:
             connection.close()
             raise
-        return cls(connection), table, mounts
+        holder = cls(connection, (socket_path, build, timeout))
+        for held in mounts:
+            fd = held.fd if held.fd >= 0 else None
+            holder._ledger.keep(held.mount, held.number, fd, held.record, held.backing)
+        return holder, table, mounts
+
+    def fileno(self) -> int:
+        """The connection, to be polled for its end. Raises HolderAway."""
+        return self._connected().fileno()
+
+    def drop(self) -> None:
+        """The connection has ended: until `reclaim` succeeds there is no holder to ask (blocks shortly)."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def reclaim(self, table: InFlightTable) -> Reclaimed:
+        """Claim at the holder that is there now, and give it what it lacks of our mounts and our table.
+
+        Raises HolderError, and then there is still no holder to ask.
+        """
+        path, build, timeout = self._address
+        with _translated():
+            connection = HolderConnection.open(path, "agent", build, timeout)
+            try:
+                reclaimed = reclaim(connection, self._ledger, table)
+            except BaseException:
+                connection.close()
+                raise
+        self._connection = connection
+        self.life += 1
+        self._pay()
+        return reclaimed
+
+    def _pay(self) -> None:
+        """Tell what could not be told while no holder was there; what fails now is owed on."""
+        with suppress(HolderError):
+            for mount, record in self._ledger.owed_records():
+                self.record(mount, record)
+        with suppress(HolderError):
+            for mount, nodeid in self._ledger.owed_closes():
+                self.backing_close(mount, nodeid)
 
     def mount(self, mount: str, record: dict[str, object]) -> HeldMount:
         """Mount a new file system; its kernel side waits for the answer to INIT. Raises HolderError."""
         with self._request("mount", {"mount": mount, "record": record}) as answer:
-            number = _number(answer.message, "number")
-            return HeldMount(mount, number, answer.take(), record)
+            held = HeldMount(mount, number_of(answer.message, "number"), answer.take(), record)
+            self._ledger.keep(mount, held.number, held.fd, record, {})
+            return held
 
     def tree(self, mount: str, record: dict[str, object], fd: int) -> None:
         """Mount the tree of that name in a store directory; `fd` is its root, opened with O_PATH.
@@ -88,15 +121,21 @@ class Holder:
         Raises HolderError; its code is "bad-tree" where the holder finds another directory in its place.
         """
         with self._request("tree", {"mount": mount, "record": record}, fd):
-            pass
+            self._ledger.keep(mount, 0, None, record, {})
 
     def ready(self, mount: str, record: dict[str, object], read_ahead_kb: int) -> None:
         """INIT is answered: keep this record, let the kernel read that many KiB ahead. Raises HolderError."""
-        self._ask("ready", {"mount": mount, "record": record, "read_ahead_kb": read_ahead_kb})
+        with self._request("ready", {"mount": mount, "record": record, "read_ahead_kb": read_ahead_kb}):
+            self._ledger.record(mount, record, owed=False)
 
     def record(self, mount: str, record: dict[str, object]) -> None:
-        """Replace the mount's record (at most 16 KiB of JSON). Raises HolderError."""
-        self._ask("record", {"mount": mount, "record": record})
+        """Replace the mount's record (at most 16 KiB of JSON). Raises HolderRefused.
+
+        Where no holder is there the next one is told.
+        """
+        self._ledger.record(mount, record, owed=True)
+        if self._tell("record", {"mount": mount, "record": record}):
+            self._ledger.record(mount, record, owed=False)
 
     def backing_open(self, mount: str, nodeid: int, fd: int) -> int:
         """The backing id for passthrough opens of `nodeid`; `fd` is the store's file, opened read-only.
@@ -104,19 +143,46 @@ class Holder:
         Raises HolderError; its code is "unsupported" where the kernel has no passthrough.
         """
         with self._request("backing_open", {"mount": mount, "nodeid": nodeid}, fd) as answer:
-            return _number(answer.message, "backing")
+            backing = number_of(answer.message, "backing")
+            self._ledger.opened(mount, nodeid, backing)
+            return backing
 
     def backing_close(self, mount: str, nodeid: int) -> None:
-        """Forget the backing id of a nodeid; nothing where it has none. Raises HolderError."""
-        self._ask("backing_close", {"mount": mount, "nodeid": nodeid})
+        """Forget the backing id of a nodeid; nothing where it has none. Raises HolderRefused.
+
+        Where no holder is there the next one is told.
+        """
+        self._ledger.closing(mount, nodeid)
+        if self._tell("backing_close", {"mount": mount, "nodeid": nodeid}):
+            self._ledger.closed(mount, nodeid)
 
     def unmount(self, mount: str) -> None:
         """Take a mount away. Raises HolderError; its code is "bound" while targets show it."""
-        self._ask("unmount", {"mount": mount})
+        with self._request("unmount", {"mount": mount}):
+            self._ledger.drop(mount)
 
     def close(self) -> None:
         """Give the claim back; the mounts stay."""
-        self._connection.close()
+        self.drop()
+        self._ledger.close()
+
+    def _connected(self) -> HolderConnection:
+        if self._connection is None:
+            raise HolderAway(
+                "the holder is away; mounts that exist are served on, new ones wait for it:"
+                " start `headrace-csi hold`"
+            )
+        return self._connection
+
+    def _tell(self, op: str, fields: Message) -> bool:
+        """Ask for what the next holder can be told as well; whether this one was. Raises HolderRefused."""
+        try:
+            self._ask(op, fields)
+        except HolderRefused:
+            raise
+        except HolderError:
+            return False
+        return True
 
     def _ask(self, op: str, fields: Message) -> None:
         with self._request(op, fields):
@@ -125,7 +191,8 @@ class Holder:
     @contextmanager
     def _request(self, op: str, fields: Message, fd: int | None = None) -> Iterator[Answer]:
         descriptors = [] if fd is None else [fd]
-        with _translated(), self._connection.request(op, fields, descriptors) as (answer,):
+        connection = self._connected()
+        with _translated(), connection.request(op, fields, descriptors) as (answer,):
             yield answer
 
 
@@ -137,52 +204,3 @@ def _translated() -> Iterator[None]:
         raise HolderRefused(error.code, error.message) from error
     except HolderGone as error:
         raise HolderError(str(error)) from error
-
-
-def _claimed(answers: list[Answer]) -> tuple[InFlightTable, list[HeldMount]]:
-    """Put the packets of a claim together; on failure no descriptor stays open."""
-    first = answers[0]
-    table = InFlightTable(first.take(), _number(first.message, "slots"), _number(first.message, "slot_size"))
-    mounts: dict[str, HeldMount] = {}
-    try:
-        for answer in answers[1:]:
-            part = answer.message.get("part")
-            if part == "mount":
-                held = _held(answer)
-                mounts[held.mount] = held
-            elif part == "backing":
-                _add_backing(mounts, answer.message)
-    except BaseException:
-        for fd in (table.fd, *(held.fd for held in mounts.values() if held.fd >= 0)):
-            os.close(fd)
-        raise
-    return table, list(mounts.values())
-
-
-def _held(answer: Answer) -> HeldMount:
-    name, record = answer.message.get("mount"), answer.message.get("record")
-    if not isinstance(name, str) or not isinstance(record, dict):
-        raise _unclear("mount")
-    number, bound = _number(answer.message, "number"), _number(answer.message, "bound")
-    kind = str(answer.message.get("kind", "fuse"))
-    fd = -1 if kind == "tree" else answer.take()
-    return HeldMount(name, number, fd, record, bound=bound, kind=kind)
-
-
-def _add_backing(mounts: dict[str, HeldMount], message: Message) -> None:
-    name, pairs = message.get("mount"), message.get("backing")
-    if name not in mounts or not isinstance(pairs, list):
-        raise _unclear("backing")
-    held = mounts[str(name)]
-    mounts[held.mount] = replace(held, backing={**held.backing, **dict(pairs)})
-
-
-def _number(message: Message, name: str) -> int:
-    value = message.get(name)
-    if not isinstance(value, int):
-        raise _unclear(name)
-    return value
-
-
-def _unclear(name: str) -> HolderGone:
-    return HolderGone(f"the holder's answer lacks {name!r}; are holder and agent of one release?")

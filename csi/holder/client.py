@@ -12,7 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from csi.holder.protocol import (
@@ -60,6 +60,7 @@ class HolderConnection:
         self._lock = threading.Lock()
         self._last_id = 0
         self.version = 0
+        self.build = ""  # the holder's
 
     @classmethod
     def open(cls, path: str, role: str, build: str, timeout: float) -> HolderConnection:
@@ -92,6 +93,7 @@ class HolderConnection:
             raise HolderGone(f"holder socket {self._path}: uid {listener.uid} listens there, not root")
         with self.request("hello", {"versions": list(VERSIONS), "role": role, "build": build}) as (answer,):
             version = answer.message.get("version")
+            self.build = str(answer.message.get("build", "unknown"))
         if not isinstance(version, int) or version not in VERSIONS:
             raise HolderGone(
                 f"holder socket {self._path}: it chose version {version!r}, which nobody offered"
@@ -171,6 +173,13 @@ class HolderConnection:
             f" only root and its --agent-user (this is uid {os.getuid()})"
         )
 
+    def fileno(self) -> int:
+        """To poll for the connection's end (POLLHUP); answers are for `request` alone to read."""
+        return self._socket.fileno()
+
     def close(self) -> None:
-        """End the connection; a claim ends with it."""
-        self._socket.close()
+        """End the connection; a claim ends with it, and a request under way in another thread fails."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            self._socket.close()

@@ -18,6 +18,7 @@ PROMISED = {
     "headrace_errors_total",
     "headrace_store_bytes",
     "headrace_store_chunks",
+    "headrace_holder_connected",
     "headrace_mounts",
     "headrace_opens_total",
     "headrace_waiting_reads",
