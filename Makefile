@@ -32,7 +32,7 @@ bench: root .venv/ready
 	@$(PY) -m bench
 
 proto: .venv/ready
-	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. csi/proto/csi.proto
+	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. csi/proto/csi.proto csi/proto/registration.proto
 
 clean:
 	rm -rf .venv build .pytest_cache .mypy_cache .ruff_cache .hypothesis bench/results *.egg-info

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -13,19 +12,32 @@ from agent.cache.fill import Filler
 from agent.cache.store import Store, StoreLimits
 from agent.clock import Clock
 from agent.config import Config
-from agent.content import Dataset
+from agent.content import Dataset, View
 from agent.control.api import application
 from agent.control.server import serve_admin, serve_metrics
-from agent.control.views import DatasetView, MountView, ObjectView, StatusView, StoreView, UnmappedView
+from agent.control.views import (
+    DatasetView,
+    MountRequest,
+    MountView,
+    ObjectView,
+    StatusView,
+    StoreView,
+    UnmappedView,
+)
 from agent.control.web import monitoring
 from agent.errors import HolderError, ObjectMissing
+from agent.identity import credentials_of
 from agent.metrics import Metrics, build_version
+from agent.mount.handover import Handover
 from agent.mount.holder import Holder
 from agent.mount.inflight import RequestTable
 from agent.mount.mounted import Mounted, Services
 from agent.mount.mounts import Mounts
+from agent.mount.order import MountOrder, MountRecord
 from agent.mount.pool import Pool
+from agent.mount.promotion import Promoted, Promotion
 from agent.mount.reads import Buffers
+from agent.mount.revisions import Revisions
 from agent.origin.catalog import Origins
 from agent.transfer.engine import Engine
 
@@ -44,14 +56,18 @@ class Node:
         self._store = store
         self._metrics = metrics
         self._mounts: Mounts | None = None
+        self._holder: Holder | None = None
 
-    async def serve(self, mounts: Mounts) -> None:
+    async def serve(self, mounts: Mounts, holder: Holder) -> None:
         """From now on mounts are served."""
         self._mounts = mounts
+        self._holder = holder
 
     def unready(self) -> list[str]:
         """Why the agent cannot serve; nothing where it can."""
-        return [] if self._mounts is not None else ["the mounts are not claimed from the holder yet"]
+        if self._mounts is None or self._holder is None:
+            return ["the mounts are not claimed from the holder yet"]
+        return [] if self._holder.connected else ["the holder is away: what is mounted is served, no more"]
 
     async def status(self) -> StatusView:
         return StatusView(
@@ -98,14 +114,17 @@ class Node:
             for entry in entries
         ]
 
-    async def mount(self, uri: str) -> MountView:
-        return _mount_view(await self._claimed().mount(uri))
+    async def mount(self, request: MountRequest) -> MountView:
+        mounts = self._claimed()
+        return _view(await mounts.mount(_order(request)), mounts)
 
     async def unmount(self, mount: str) -> None:
         await self._claimed().unmount(mount)
 
     def mounts(self) -> Sequence[MountView]:
-        return [] if self._mounts is None else [_mount_view(mount) for mount in self._mounts.listing()]
+        mounts = self._mounts
+        listing = [] if mounts is None else mounts.listing()
+        return [_view(one, mounts) for one in listing if mounts is not None]
 
     def counters(self) -> dict[str, float]:
         return self._metrics.counters()
@@ -134,8 +153,52 @@ class Node:
         )
 
 
-def _mount_view(mounted: Mounted) -> MountView:
-    return MountView(mount=mounted.name, uri=mounted.dataset.uri, revision=mounted.dataset.revision)
+def _order(request: MountRequest) -> MountOrder:
+    secrets = {name: secret.get_secret_value() for name, secret in request.secrets.items()}
+    return MountOrder(
+        uri=request.uri,
+        revision=request.revision,
+        view=View(request.sub_path, request.include, request.exclude),
+        prefetch=request.prefetch,
+        on_origin_down=request.on_origin_down,
+        credentials=credentials_of(request.uri, secrets),
+    )
+
+
+def _view(mounted: Mounted | Promoted, mounts: Mounts) -> MountView:
+    if isinstance(mounted, Promoted):
+        return _promoted_view(mounted)
+    return _mount_view(mounted, mounts.record(mounted.name))
+
+
+def _promoted_view(promoted: Promoted) -> MountView:
+    shown = promoted.shown
+    return MountView(
+        mount=promoted.name,
+        uri=shown.uri,
+        revision=shown.revision,
+        mode="promoted",
+        sub_path=shown.view.sub_path,
+        include=shown.view.include,
+        exclude=shown.view.exclude,
+        files=promoted.files,
+        bytes=promoted.bytes,
+    )
+
+
+def _mount_view(mounted: Mounted, record: MountRecord) -> MountView:
+    shown = record.shown
+    return MountView(
+        mount=mounted.name,
+        uri=shown.uri,
+        revision=shown.revision,
+        sub_path=shown.view.sub_path,
+        include=shown.view.include,
+        exclude=shown.view.exclude,
+        prefetch=record.prefetch,
+        files=len(mounted.dataset.entries),
+        bytes=mounted.dataset.size,
+    )
 
 
 async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
@@ -162,15 +225,19 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         )
         stack.callback(holder.close)
         table = RequestTable(shape.fd, shape.slots, shape.slot_size)
-        os.close(shape.fd)
         pool = Pool()
         services = Services(loop, store, filler, metrics, pool, holder, Buffers())
-        mounts = Mounts(services, table, origins.resolve)
+        promotion = Promotion(store, holder, clock, enabled=config.mount.promote == "auto")
+        stack.push_async_callback(promotion.close)
+        mounts = Mounts(services, table, Revisions(origins.resolve, store), origins, promotion)
         stack.callback(mounts.close)
         stack.push_async_callback(filler.close)
         stack.push_async_callback(asyncio.to_thread, pool.close)
         await mounts.adopt(held)
-        await node.serve(mounts)
+        handover = Handover(holder, mounts, shape, clock, metrics)
+        handover.start()
+        stack.push_async_callback(handover.close)
+        await node.serve(mounts, holder)
         runner = await serve_admin(application(node), config.admin.socket)
         stack.push_async_callback(runner.cleanup)
         log.info("ready: %d mounts, store %s", len(held), ", ".join(map(str, config.store.directories)))

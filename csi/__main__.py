@@ -20,6 +20,16 @@ CSI_SOCKET = f"{RUN_DIRECTORY}/csi.sock"
 HOLDER_SOCKET = f"{RUN_DIRECTORY}/holder.sock"
 ADMIN_SOCKET = f"{RUN_DIRECTORY}/admin.sock"
 TARGET_ROOT = "/var/lib/kubelet"
+REGISTRATION_SOCKET = f"{TARGET_ROOT}/plugins_registry/csi.headrace.io-reg.sock"
+# volume attribute, option, help
+VOLUME_OPTIONS = (
+    ("revision", "--revision", "exactly this revision of the dataset"),
+    ("subPath", "--sub-path", "only this directory of it"),
+    ("include", "--include", "only files that match one of these globs, between commas"),
+    ("exclude", "--exclude", "no files that match one of these"),
+    ("prefetch", "--prefetch", "none, file (ahead of each reader; the default) or all (everything, at once)"),
+    ("onOriginDown", "--on-origin-down", "fail (the default) or last (what was there last)"),
+)
 
 
 class _Failed(Exception):
@@ -42,6 +52,10 @@ def _serve(arguments: argparse.Namespace) -> None:
     for root in arguments.target_root or ():
         if not os.path.isdir(root):
             raise _Failed(f"--target-root: {root} is not a directory; make it first")
+    if arguments.registration_socket is not None:
+        plugins = os.path.dirname(os.path.abspath(arguments.registration_socket))
+        if not os.path.isdir(plugins):
+            raise _Failed(f"--registration-socket: {plugins} is not there; is kubelet running here?")
     directory = os.path.dirname(os.path.abspath(arguments.csi_socket))
     if not os.path.isdir(directory):
         raise _Failed(f"--csi-socket: {directory} is not there; `headrace-csi hold` makes {RUN_DIRECTORY}")
@@ -53,16 +67,19 @@ def _serve(arguments: argparse.Namespace) -> None:
             target_roots=arguments.target_root or [TARGET_ROOT],
             node_id=arguments.node_id,
             build=_build(),
+            registration_socket=arguments.registration_socket,
+            kubelet_csi_socket=arguments.kubelet_csi_socket,
         )
     )
 
 
 def _mount(arguments: argparse.Namespace) -> None:
-    from csi.mounting import CallFailed, mount
+    from csi.mounting import CallFailed, mount, secrets_of
 
     _need_root()
     try:
-        path = mount(arguments.csi_socket, arguments.uri, arguments.target)
+        secrets = secrets_of(arguments.secrets_file) if arguments.secrets_file else {}
+        path = mount(arguments.csi_socket, _attributes(arguments), arguments.target, secrets)
     except CallFailed as error:
         raise _Failed(str(error)) from error
     _say(f"{arguments.uri} is on {path}")
@@ -83,10 +100,22 @@ def _manifest(arguments: argparse.Namespace) -> None:
     from csi.manifest import BadManifest, manifest
 
     try:
-        text = manifest(arguments.uri, arguments.name, arguments.namespace)
+        text = manifest(_attributes(arguments), arguments.name, arguments.namespace, arguments.secret)
     except BadManifest as error:
         raise _Failed(str(error)) from error
     _say(text, end="")
+
+
+def _attributes(arguments: argparse.Namespace) -> dict[str, str]:
+    """The volume attributes that were given (csi/README.md)."""
+    names = ("uri", *(name for name, _, _ in VOLUME_OPTIONS))
+    given = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _add_attributes(command: argparse.ArgumentParser) -> None:
+    for name, option, text in VOLUME_OPTIONS:
+        command.add_argument(option, dest=name, metavar="TEXT", help=text)
 
 
 def _say(text: str, end: str = "\n") -> None:
@@ -123,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--node-id", default=socket.gethostname(), metavar="NAME", help="default: the host's name"
     )
+    command.add_argument(
+        "--registration-socket",
+        metavar="PATH",
+        help=f"register with kubelet here; on Kubernetes {REGISTRATION_SOCKET}; default: not at all",
+    )
+    command.add_argument(
+        "--kubelet-csi-socket", metavar="PATH", help="how kubelet names the CSI socket; default: the same"
+    )
     command.set_defaults(run=_serve)
 
     _add_user_commands(commands)
@@ -132,6 +169,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_user_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser("mount", help="mount a dataset on a directory", allow_abbrev=False)
     command.add_argument("--csi-socket", default=CSI_SOCKET, metavar="PATH")
+    _add_attributes(command)
+    command.add_argument(
+        "--secrets-file", metavar="FILE", help="lines name=value, as access_key_id=...; mode 0600"
+    )
     command.add_argument("uri", metavar="URI")
     command.add_argument("target", metavar="TARGET")
     command.set_defaults(run=_mount)
@@ -147,6 +188,10 @@ def _add_user_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     command.add_argument("uri", metavar="URI")
     command.add_argument("--name", required=True, metavar="NAME", help="of both")
     command.add_argument("--namespace", default="default", metavar="NAME", help="the claim's")
+    command.add_argument(
+        "--secret", metavar="NAME", help="a Secret of that namespace with the volume's credentials"
+    )
+    _add_attributes(command)
     command.set_defaults(run=_manifest)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from csi.holder.client import Answer, HolderConnection
 from csi.holder.protocol import Message
+from csi.publication import Publication
 from csi.roots import Place, opened_target, remove_target
 
 DEADLINE = 10.0  # seconds for one answer of the holder, which has nothing to wait for
@@ -19,12 +20,26 @@ DEADLINE = 10.0  # seconds for one answer of the holder, which has nothing to wa
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What is bound on a target: the mount, and for which volume and URI it was bound."""
+    """What is bound on a target: the mount, and serve's note of what it was bound for.
+
+    `wanted` is the digest of the volume's attributes; `files` and `bytes` are what the mount shows. A note of
+    an older release lacks them.
+    """
 
     mount: str
     volume: str
     uri: str
     made: bool
+    wanted: str | None = None
+    revision: str | None = None
+    files: int | None = None
+    bytes: int | None = None
+
+    def shows(self, wanted: Publication) -> bool:
+        """Whether it was bound for a volume of the same attributes."""
+        if self.wanted is None:
+            return self.uri == wanted.request.uri
+        return self.wanted == wanted.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +66,10 @@ class Binder:
         with self._request("target", {"target": place.path}) as answer:
             return _published(answer.message)
 
-    def bind(self, place: Place, mount: str, volume: str, uri: str) -> None:
+    def bind(self, place: Place, mount: str, note: Message) -> None:
         """Bind a mount on the target, whose directory is made where it is missing."""
         with opened_target(place, create=True) as (descriptor, made):
-            note = {"volume": volume, "uri": uri, "made": made}
-            fields: Message = {"mount": mount, "target": place.path, "note": note}
+            fields: Message = {"mount": mount, "target": place.path, "note": {**note, "made": made}}
             bound = False
             try:
                 with self._request("bind", fields, descriptor):
@@ -90,4 +104,21 @@ def _published(message: Message) -> Published | None:
     mount, note = message.get("mount"), message.get("note")
     if not isinstance(mount, str) or not isinstance(note, dict):
         return None
-    return Published(mount, str(note.get("volume")), str(note.get("uri")), note.get("made") is True)
+    return Published(
+        mount,
+        str(note.get("volume")),
+        str(note.get("uri")),
+        note.get("made") is True,
+        _text(note.get("wanted")),
+        _text(note.get("revision")),
+        _count(note.get("files")),
+        _count(note.get("bytes")),
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and value >= 0 else None

@@ -7,6 +7,10 @@ is a double-quoted scalar of printable ASCII (YAML 1.1 and 1.2, "Double-Quoted S
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+
+from csi.failures import InvalidArgument
+from csi.publication import mount_request
 
 # A lower-case RFC 1123 subdomain, as Kubernetes asks of the names of volumes and claims.
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
@@ -39,8 +43,8 @@ spec:
     driver: {driver}
     volumeHandle: {name}
     readOnly: true
-    volumeAttributes:
-      uri: {uri}
+{secret}    volumeAttributes:
+{attributes}
 ---
 apiVersion: v1
 kind: PersistentVolumeClaim
@@ -58,25 +62,59 @@ spec:
 """
 
 
+_SECRET = """\
+    nodePublishSecretRef:
+      name: {secret}
+      namespace: {namespace}
+"""
+
+
 class BadManifest(Exception):
     """An argument that no manifest can be made of: one line."""
 
 
-def manifest(uri: str, name: str, namespace: str) -> str:
-    """The two documents. Raises BadManifest."""
-    if not _NAME.fullmatch(name) or len(name) > 253:
-        raise BadManifest(
-            f"--name: {name!r} is no DNS-1123 name: a-z, 0-9, '-' and '.', at most 253 characters"
-        )
+def manifest(attributes: Mapping[str, str], name: str, namespace: str, secret: str | None = None) -> str:
+    """The two documents, for a volume of these attributes (csi/publication.py); `secret` is a Secret's name.
+
+    Raises BadManifest.
+    """
+    _check_name("--name", name)
+    if secret is not None:
+        _check_name("--secret", secret)
     if not _NAMESPACE.fullmatch(namespace):
         raise BadManifest(
             f"--namespace: {namespace!r} is no DNS-1123 label: a-z, 0-9 and '-', at most 63 characters"
         )
-    if not _URI.fullmatch(uri) or any(0xD800 <= ord(char) < 0xE000 for char in uri):
+    uri = attributes["uri"]
+    if not _URI.fullmatch(uri) or not _encodable(uri):
         raise BadManifest(f"URI: {uri!r} is no URI such as s3://bucket/path in UTF-8")
-    texts = {"name": name, "namespace": namespace, "uri": uri}
+    _check_attributes(attributes)
+    texts = {"name": name, "namespace": namespace}
     quoted = {key: quote(text) for key, text in texts.items()}
-    return _TEMPLATE.format(**quoted, driver=DRIVER, size=NOMINAL_SIZE)
+    lines = "\n".join(f"      {key}: {quote(text)}" for key, text in attributes.items())
+    reference = "" if secret is None else _SECRET.format(secret=quote(secret), namespace=quoted["namespace"])
+    return _TEMPLATE.format(**quoted, driver=DRIVER, size=NOMINAL_SIZE, attributes=lines, secret=reference)
+
+
+def _check_name(option: str, name: str) -> None:
+    if not _NAME.fullmatch(name) or len(name) > 253:
+        raise BadManifest(
+            f"{option}: {name!r} is no DNS-1123 name: a-z, 0-9, '-' and '.', at most 253 characters"
+        )
+
+
+def _check_attributes(attributes: Mapping[str, str]) -> None:
+    """What the node would refuse is told before anything is applied."""
+    if not all(map(_encodable, attributes.values())):
+        raise BadManifest("a value is no UTF-8")
+    try:
+        mount_request(attributes, {})
+    except InvalidArgument as error:
+        raise BadManifest(str(error).removeprefix("volume_context.")) from error
+
+
+def _encodable(text: str) -> bool:
+    return not any(0xD800 <= ord(char) < 0xE000 for char in text)
 
 
 def quote(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import grpc
@@ -15,14 +15,20 @@ from csi.proto import csi_pb2
 
 MOUNT_DEADLINE = 330.0  # seconds: the agent's default patience with an origin, and some
 UNMOUNT_DEADLINE = 60.0  # seconds
+MAX_SECRETS = 64 * 1024  # characters of a secrets file
 
 
 class CallFailed(Exception):
     """The CSI server is not there or refused: one line."""
 
 
-def mount(csi_socket: str, uri: str, target: str) -> str:
-    """Publish the dataset on the target; returns the target's full path. Raises CallFailed."""
+def mount(
+    csi_socket: str, attributes: Mapping[str, str], target: str, secrets: Mapping[str, str] | None = None
+) -> str:
+    """Publish a volume of these attributes (csi/publication.py) on the target; returns its full path.
+
+    Raises CallFailed.
+    """
     path = full_path(target)
     request = csi_pb2.NodePublishVolumeRequest(
         volume_id=volume_id(path),
@@ -34,7 +40,8 @@ def mount(csi_socket: str, uri: str, target: str) -> str:
             ),
         ),
         readonly=True,
-        volume_context={"uri": uri},
+        volume_context=attributes,
+        secrets=secrets,
     )
     with _channel(csi_socket) as channel:
         services.NODE_PUBLISH_VOLUME.call(channel, request, MOUNT_DEADLINE)
@@ -59,6 +66,21 @@ def full_path(target: str) -> str:
 def volume_id(path: str) -> str:
     """The same for the same target, and short whatever the path."""
     return f"mount-{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}"
+
+
+def secrets_of(path: str) -> dict[str, str]:
+    """The secrets in a file of lines `name=value`, which only its owner may read. Raises CallFailed, OSError.
+
+    Never on the command line: every user sees that.
+    """
+    with open(path, encoding="utf-8") as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise CallFailed(f"{path}: others may read or change it; chmod 600 {path}")
+        lines = file.read(MAX_SECRETS).splitlines()
+    pairs = [line.partition("=") for line in lines if line.strip() and not line.startswith("#")]
+    if any(not mark for _, mark, _ in pairs):
+        raise CallFailed(f"{path}: each line must be name=value, as access_key_id=...")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""CSI's services as tables: which methods there are, and how one is called on either end.
+"""CSI's and kubelet's services as tables: which methods there are, and how one is called on either end.
 
 Written by hand, as the generated service stubs would tie the product to one release of grpcio.
 """
@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from csi.failures import FAILURES, grpc_status
-from csi.proto import csi_pb2
+from csi.proto import csi_pb2, registration_pb2
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -32,10 +32,15 @@ class Method(Generic[RequestT, ResponseT]):
         """For a grpc.aio server: `answer`, its failures turned to a gRPC code and one line."""
 
         async def run(request: RequestT, context: grpc.aio.ServicerContext[RequestT, ResponseT]) -> ResponseT:
+            # What ends in a fault of ours may have left something: kubelet takes this code as uncertain.
+            context.set_code(grpc.StatusCode.UNAVAILABLE)
             try:
-                return await answer(request)
+                response = await answer(request)
             except FAILURES as error:
                 code, message = grpc_status(error)
+            else:
+                context.set_code(grpc.StatusCode.OK)
+                return response
             return await context.abort(code, message)
 
         unary: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
@@ -57,6 +62,7 @@ class Method(Generic[RequestT, ResponseT]):
 
 
 _IDENTITY, _NODE = "csi.v1.Identity", "csi.v1.Node"
+_REGISTRATION = "pluginregistration.Registration"
 
 GET_PLUGIN_INFO = Method(
     _IDENTITY, "GetPluginInfo", csi_pb2.GetPluginInfoRequest, csi_pb2.GetPluginInfoResponse
@@ -74,7 +80,17 @@ NODE_PUBLISH_VOLUME = Method(
 NODE_UNPUBLISH_VOLUME = Method(
     _NODE, "NodeUnpublishVolume", csi_pb2.NodeUnpublishVolumeRequest, csi_pb2.NodeUnpublishVolumeResponse
 )
+NODE_GET_VOLUME_STATS = Method(
+    _NODE, "NodeGetVolumeStats", csi_pb2.NodeGetVolumeStatsRequest, csi_pb2.NodeGetVolumeStatsResponse
+)
 NODE_GET_CAPABILITIES = Method(
     _NODE, "NodeGetCapabilities", csi_pb2.NodeGetCapabilitiesRequest, csi_pb2.NodeGetCapabilitiesResponse
 )
 NODE_GET_INFO = Method(_NODE, "NodeGetInfo", csi_pb2.NodeGetInfoRequest, csi_pb2.NodeGetInfoResponse)
+GET_INFO = Method(_REGISTRATION, "GetInfo", registration_pb2.InfoRequest, registration_pb2.PluginInfo)
+NOTIFY_REGISTRATION_STATUS = Method(
+    _REGISTRATION,
+    "NotifyRegistrationStatus",
+    registration_pb2.RegistrationStatus,
+    registration_pb2.RegistrationStatusResponse,
+)

@@ -2,7 +2,7 @@
 
     GET /v1/status                             GET /v1/counters
     GET /v1/datasets                           GET /v1/datasets/{revision}/objects?after=PATH&limit=N
-    GET /v1/mounts   POST /v1/mounts {"uri"}   DELETE /v1/mounts/{mount}
+    GET /v1/mounts   POST /v1/mounts {"uri", ...} DELETE /v1/mounts/{mount}
 
 Errors of the agent become an HTTP status here, once, and a body {"error", "message"} of one redacted line.
 Paths that are no UTF-8 travel as lone surrogates (`\\udcff`), in queries as the bytes that they stand for; so
@@ -64,7 +64,7 @@ class Controlled(Protocol):
     async def status(self) -> StatusView: ...
     async def datasets(self) -> Sequence[DatasetView]: ...
     async def objects(self, revision: str, after: str, limit: int) -> Sequence[ObjectView]: ...
-    async def mount(self, uri: str) -> MountView: ...
+    async def mount(self, request: MountRequest) -> MountView: ...
     async def unmount(self, mount: str) -> None: ...
     def mounts(self) -> Sequence[MountView]: ...
     def counters(self) -> dict[str, float]: ...
@@ -112,8 +112,7 @@ class _Api:
         return _json_list(self._controlled.mounts())
 
     async def mount(self, request: web.Request) -> web.Response:
-        body = _mount_request(await _body(request))
-        return _json(await self._controlled.mount(body.uri))
+        return _json(await self._controlled.mount(_mount_request(await _body(request))))
 
     async def unmount(self, request: web.Request) -> web.Response:
         await self._controlled.unmount(request.match_info["mount"])
@@ -132,7 +131,7 @@ def _mount_request(body: bytes) -> MountRequest:
         return MountRequest.model_validate_json(body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"]) or "body"
+        where = ".".join(str(part) for part in problem["loc"][:1]) or "body"  # behind it may be a secret
         raise errors.BadRequest(f"{where}: {problem['msg']}") from None
 
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import aiohttp
 from pydantic import TypeAdapter
 
-from agent.control.views import DatasetView, ErrorView, MountView, ObjectView, StatusView
+from agent.control.views import DatasetView, ErrorView, MountRequest, MountView, ObjectView, StatusView
 
 T = TypeVar("T")
 
@@ -67,9 +67,9 @@ class AdminClient:
     async def mounts(self) -> list[MountView]:
         return await self._get("/v1/mounts", TypeAdapter(list[MountView]))
 
-    async def mount(self, uri: str) -> MountView:
-        """Have the agent mount the dataset as its origin has it now, or share the mount that shows it."""
-        return _parsed(TypeAdapter(MountView), await self._ask("POST", "/v1/mounts", {"uri": uri}))
+    async def mount(self, request: MountRequest) -> MountView:
+        """Have the agent mount a dataset, or share the mount that shows the same to the same identity."""
+        return _parsed(TypeAdapter(MountView), await self._ask("POST", "/v1/mounts", request.body()))
 
     async def unmount(self, mount: str) -> None:
         await self._ask("DELETE", f"/v1/mounts/{quote(mount, safe='')}")
@@ -77,7 +77,7 @@ class AdminClient:
     async def _get(self, path: str, adapter: TypeAdapter[T]) -> T:
         return _parsed(adapter, await self._ask("GET", path))
 
-    async def _ask(self, method: str, path: str, body: dict[str, str] | None = None) -> bytes:
+    async def _ask(self, method: str, path: str, body: dict[str, object] | None = None) -> bytes:
         if self._session is None:
             raise RuntimeError("the client is used outside its context")
         url = "http://agent" + path

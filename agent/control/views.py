@@ -5,7 +5,11 @@ Unknown fields are passed over by readers, so an agent may be newer than its cli
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+
+from agent.content import MAX_PATTERNS, pattern_fault, sub_path_fault
 
 
 class View(BaseModel):
@@ -75,14 +79,49 @@ class MountView(View):
     uri: str
     revision: str
     mode: str = "fuse"
+    sub_path: str = ""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    prefetch: str = "file"
+    files: int | None = None  # shown by this mount, and their bytes; None from an agent that does not tell
+    bytes: int | None = None
+
+
+def _sub_path(path: str) -> str:
+    if fault := sub_path_fault(path):
+        raise ValueError(f"must be a path below the dataset's root, and has {fault}")
+    return path
+
+
+def _patterns(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """In one order, each once: the same choice is the same mount."""
+    for pattern in patterns:
+        if fault := pattern_fault(pattern):
+            raise ValueError(f"has {fault}")
+    return tuple(sorted(set(patterns)))
+
+
+Patterns = Annotated[tuple[str, ...], Field(max_length=MAX_PATTERNS), AfterValidator(_patterns)]
 
 
 class MountRequest(BaseModel):
-    """The body of POST /v1/mounts."""
+    """The body of POST /v1/mounts. Its `repr` and its errors show no secret."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
     uri: str = Field(min_length=1, max_length=4096)
+    revision: str = Field(default="", pattern=r"^(?:[0-9a-f]{32})?$")
+    sub_path: Annotated[str, Field(max_length=4096), AfterValidator(_sub_path)] = ""
+    include: Patterns = ()
+    exclude: Patterns = ()
+    prefetch: Literal["none", "file", "all"] = "file"
+    on_origin_down: Literal["fail", "last"] = "fail"
+    secrets: dict[str, SecretStr] = Field(default_factory=dict, max_length=8)
+
+    def body(self) -> dict[str, object]:
+        """What goes over the socket, secrets included."""
+        plain = {name: secret.get_secret_value() for name, secret in self.secrets.items()}
+        return {**self.model_dump(exclude={"secrets"}, exclude_defaults=True), "secrets": plain}
 
 
 class ErrorView(View):

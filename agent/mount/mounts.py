@@ -4,42 +4,66 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Protocol
 
-from agent.content import Dataset
+from agent.cache.warm import Warming
+from agent.content import Dataset, narrow
 from agent.errors import BadRequest, HeadraceError, HolderError
+from agent.identity import Credentials
 from agent.mount.channel import Channel
-from agent.mount.holder import HeldMount, HolderRefused
+from agent.mount.holder import HeldMount, HolderRefused, InFlightTable
 from agent.mount.inflight import RequestTable
 from agent.mount.mounted import Mounted, Services
 from agent.mount.negotiation import InitResult
-from agent.mount.wire import WireError
+from agent.mount.order import EAGERNESS, MountOrder, MountRecord, Prefetch, Shown
+from agent.mount.promotion import Promoted, Promotion
+from agent.mount.revisions import Revisions, part
 
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KB = 4096  # measured: 128 (the default) reaches a third of it, 16384 is worse
 INIT_SECONDS = 10.0  # the deadline of the kernel's INIT, which needs no one but the kernel
 
-Resolve = Callable[[str], Awaitable[Dataset]]
+
+class Grants(Protocol):
+    """With which credentials the objects of a URI may be fetched (agent/origin/catalog.py)."""
+
+    def grant(self, uri: str, credentials: Credentials) -> None: ...
+    def revoke(self, uri: str, credentials: Credentials) -> Awaitable[None]: ...
 
 
 class Mounts:
-    """The mounts that this agent serves, one per dataset (URI and revision)."""
+    """The mounts that this agent serves, one per URI, revision, view and identity."""
 
-    def __init__(self, services: Services, table: RequestTable, resolve: Resolve) -> None:
-        """`resolve` brings a dataset as its origin has it now."""
+    def __init__(
+        self,
+        services: Services,
+        table: RequestTable,
+        revisions: Revisions,
+        grants: Grants,
+        promotion: Promotion,
+    ) -> None:
         self._services = services
         self._table = table
-        self._resolve = resolve
+        self._revisions = revisions
+        self._grants = grants
+        self._promotion = promotion
         self._mounts: dict[str, Mounted] = {}
+        self._records: dict[str, MountRecord] = {}
+        self._warming: dict[str, Warming] = {}
+        self._tasks: set[asyncio.Future[None]] = set()
         self._making: dict[str, asyncio.Task[Mounted]] = {}
 
     async def adopt(self, held: list[HeldMount]) -> None:
         """Serve on what the holder kept, first of all the requests that a predecessor left unanswered."""
+        await self._promotion.adopt(held)
         for mount in held:
+            if mount.kind == "tree":
+                continue
             try:
                 if mount.bound:
                     await self._adopt(mount)
@@ -60,21 +84,51 @@ class Mounts:
         for mounted in self._mounts.values():
             self._services.pool.add(mounted)
 
-    async def mount(self, uri: str) -> Mounted:
-        """Mount a dataset as its origin has it now; the mount that shows the same revision is shared."""
-        dataset = await self._resolve(uri)
-        await self._services.store.save_dataset(dataset)
-        name = mount_name(dataset)
-        if name in self._mounts:
-            return self._mounts[name]
-        task = self._making.get(name)
+    async def mount(self, order: MountOrder) -> Mounted | Promoted:
+        """Mount what is ordered; the mount that shows the same to the same identity is shared.
+
+        What is complete and verified is promoted, also where a FUSE mount of it goes on for other targets.
+        """
+        whole = await self._revisions.dataset(order)
+        shown = Shown(whole.uri, whole.revision, order.view, order.credentials.identity)
+        promoted = await self._promotion.publish(shown, part(whole, order))
+        if promoted is not None:
+            return promoted
+        mounted = self._mounts.get(shown.name) or await self._made(shown, whole, order)
+        await self._raise_prefetch(mounted, order.prefetch)
+        return mounted
+
+    async def _made(self, shown: Shown, whole: Dataset, order: MountOrder) -> Mounted:
+        task = self._making.get(shown.name)
         if task is None:
-            task = self._making[name] = asyncio.create_task(self._make(name, dataset))
-            task.add_done_callback(lambda _: self._making.pop(name, None))
+            record = MountRecord(shown, order.prefetch, order.credentials)
+            task = asyncio.create_task(self._make(record, part(whole, order)))
+            self._making[shown.name] = task
+            task.add_done_callback(lambda _: self._making.pop(shown.name, None))
         return await asyncio.shield(task)
+
+    async def _raise_prefetch(self, mounted: Mounted, wanted: Prefetch) -> None:
+        """Targets that share a mount get the most that one of them asked for."""
+        record = self._records.get(mounted.name)
+        if record is None or EAGERNESS.index(wanted) <= EAGERNESS.index(record.prefetch):
+            return
+        record = replace(record, prefetch=wanted)
+        self._know(mounted, record)
+        await asyncio.to_thread(self._services.holder.record, mounted.name, record.to_dict())
+
+    def _know(self, mounted: Mounted, record: MountRecord) -> None:
+        """Keep what a mount is, and prefetch for it as its record says."""
+        self._records[mounted.name] = record
+        mounted.read_ahead = record.prefetch != "none"
+        if record.prefetch == "all" and mounted.name not in self._warming:
+            services = self._services
+            self._warming[mounted.name] = Warming(services.store, services.filler, mounted.dataset)
 
     async def unmount(self, name: str) -> None:
         """Take a mount away unless another target shows it. BadRequest where there is none; HolderError."""
+        if name in self._promotion:
+            await self._promotion.unmount(name)
+            return
         if name not in self._mounts:
             raise BadRequest(f"there is no mount {name!r}")
         try:
@@ -83,46 +137,63 @@ class Mounts:
             if error.code != "bound":
                 raise
 
-    def listing(self) -> list[Mounted]:
-        return list(self._mounts.values())
+    def use_table(self, table: InFlightTable) -> None:
+        """Mounts made from now on use another in-flight table; the others keep theirs. HolderError."""
+        self._table = RequestTable(table.fd, table.slots, table.slot_size)
+
+    def listing(self) -> list[Mounted | Promoted]:
+        return [*self._mounts.values(), *self._promotion.listing()]
+
+    def record(self, name: str) -> MountRecord:
+        """What a mount is. Raises HolderError where it has gone meanwhile."""
+        if name not in self._records:
+            raise HolderError("the mount was taken away meanwhile; try again")
+        return self._records[name]
 
     def close(self) -> None:
         """Let go of every descriptor; the holder keeps the mounts. The pool must have been closed."""
+        for warming in self._warming.values():
+            warming.cancel()
         for mounted in self._mounts.values():
             mounted.close()
             mounted.channel.close()
         self._mounts.clear()
 
-    async def _make(self, name: str, dataset: Dataset) -> Mounted:
-        record = _record(dataset, None)
-        held = await asyncio.to_thread(self._services.holder.mount, name, record)
+    async def _make(self, record: MountRecord, dataset: Dataset) -> Mounted:
+        name, holder = record.shown.name, self._services.holder
+        await self._services.store.place(entry.ref for entry in dataset.entries)
+        held = await asyncio.to_thread(holder.mount, name, record.to_dict())
         mounted = self._mounted(held, dataset, None)
         self._services.pool.add(mounted)
         try:
             init = await asyncio.wait_for(asyncio.shield(mounted.initialised), INIT_SECONDS)
-            ready = self._services.holder.ready
-            await asyncio.to_thread(ready, name, _record(dataset, init), READ_AHEAD_KB)
+            record = replace(record, init=init)
+            await asyncio.to_thread(holder.ready, name, record.to_dict(), READ_AHEAD_KB)
         except (HeadraceError, TimeoutError) as error:
             with contextlib.suppress(HolderRefused):
-                await asyncio.to_thread(self._services.holder.unmount, name)
+                await asyncio.to_thread(holder.unmount, name)
             if isinstance(error, TimeoutError):
                 raise HolderError("the kernel did not answer the mount; look at dmesg") from error
             raise
-        self._mounts[name] = mounted
-        self._services.metrics.mounts.set(len(self._mounts))
+        self._add(mounted, record)
         return mounted
 
     async def _adopt(self, held: HeldMount) -> None:
-        uri, revision = str(held.record.get("uri")), str(held.record.get("revision"))
-        dataset = await self._services.store.load_dataset(uri, revision)
-        if dataset is None:
-            dataset = await self._resolve(uri)
-            if dataset.revision != revision:
-                raise BadRequest(
-                    f"{uri} has changed at the origin, and revision {revision} is not in the store"
-                )
-        init = _init_of(held.record)
-        self._mounts[held.mount] = self._mounted(held, dataset, init)
+        record = MountRecord.from_dict(held.record)
+        shown = record.shown
+        order = MountOrder(shown.uri, shown.revision, credentials=record.credentials)
+        whole = await self._services.store.load_dataset(shown.uri, shown.revision)
+        if whole is None:
+            whole = await self._revisions.dataset(order)
+        dataset = narrow(whole, shown.view)
+        await self._services.store.place(entry.ref for entry in dataset.entries)
+        mounted = self._mounted(held, dataset, record.init)
+        self._add(mounted, record)
+
+    def _add(self, mounted: Mounted, record: MountRecord) -> None:
+        self._mounts[mounted.name] = mounted
+        self._grants.grant(record.shown.uri, record.credentials)
+        self._know(mounted, record)
         self._services.metrics.mounts.set(len(self._mounts))
 
     def _mounted(self, held: HeldMount, dataset: Dataset, init: InitResult | None) -> Mounted:
@@ -134,28 +205,13 @@ class Mounts:
         mounted.channel.close()
         if self._mounts.get(mounted.name) is mounted:
             del self._mounts[mounted.name]
+            self._forget(self._records.pop(mounted.name))
         self._services.metrics.mounts.set(len(self._mounts))
 
-
-def mount_name(dataset: Dataset) -> str:
-    """The name of a dataset's mount: the same for every agent, distinct for each URI and revision."""
-    digest = hashlib.blake2b(f"{dataset.uri}\0{dataset.revision}".encode(), digest_size=12)
-    return f"m-{digest.hexdigest()}"
-
-
-def _record(dataset: Dataset, init: InitResult | None) -> dict[str, object]:
-    return {
-        "uri": dataset.uri,
-        "revision": dataset.revision,
-        "init": None if init is None else init.to_dict(),
-    }
-
-
-def _init_of(record: dict[str, object]) -> InitResult | None:
-    found = record.get("init")
-    if not isinstance(found, dict):
-        return None
-    try:
-        return InitResult.from_dict(found)
-    except (WireError, ValueError) as error:
-        raise HolderError(f"the mount record is not readable: {error}") from error
+    def _forget(self, record: MountRecord) -> None:
+        warming = self._warming.pop(record.shown.name, None)
+        if warming is not None:
+            warming.cancel()
+        task = asyncio.ensure_future(self._grants.revoke(record.shown.uri, record.credentials))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -36,8 +36,11 @@ def test_it_is_ready_while_the_holder_answers(holder: HolderProcess, serve: Serv
         assert services.PROBE.call(channel, csi_pb2.ProbeRequest(), WITHIN).ready.value is False
 
 
-def test_the_node_says_its_name_and_that_it_can_nothing_more(serve: ServeProcess) -> None:
+def test_the_node_says_its_name_and_that_it_has_statistics(serve: ServeProcess) -> None:
     with serve.channel() as channel:
         assert services.NODE_GET_INFO.call(channel, csi_pb2.NodeGetInfoRequest(), WITHIN).node_id == "node-1"
         request = csi_pb2.NodeGetCapabilitiesRequest()
-        assert not services.NODE_GET_CAPABILITIES.call(channel, request, WITHIN).capabilities
+        answer = services.NODE_GET_CAPABILITIES.call(channel, request, WITHIN)
+    kinds = csi_pb2.NodeServiceCapability.RPC.Type
+    names = [kinds.Name(one.rpc.type) for one in answer.capabilities]
+    assert names == ["GET_VOLUME_STATS", "VOLUME_CONDITION"]

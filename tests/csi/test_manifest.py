@@ -13,7 +13,7 @@ from csi.manifest import BadManifest, manifest, quote
 
 
 def documents(uri: str, name: str = "llama-70b", namespace: str = "default") -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all(manifest(uri, name, namespace)))
+    return list(yaml.safe_load_all(manifest({"uri": uri}, name, namespace)))
 
 
 def test_volume_and_claim_mean_each_other() -> None:
@@ -63,16 +63,16 @@ def test_names_stay_texts(name: str) -> None:
 @pytest.mark.parametrize("name", ["", "A", "a_b", "-a", "a-", "a..b", "a\n", "a" * 64, "a." * 127, "é"])
 def test_a_name_that_kubernetes_refuses_is_refused(name: str) -> None:
     with pytest.raises(BadManifest, match=r"^--name: "):
-        manifest("s3://b/d", name, "default")
+        manifest({"uri": "s3://b/d"}, name, "default")
 
 
 @pytest.mark.parametrize("namespace", ["", "a.b", "A", "a" * 64])
 def test_a_namespace_that_kubernetes_refuses_is_refused(namespace: str) -> None:
     with pytest.raises(BadManifest, match=r"^--namespace: "):
-        manifest("s3://b/d", "a", namespace)
+        manifest({"uri": "s3://b/d"}, "a", namespace)
 
 
 @pytest.mark.parametrize("uri", ["", "models/llama", "s3://", "s3:/b", "S3://b", "s3://b/\udcff"])
 def test_what_is_no_uri_is_refused(uri: str) -> None:
     with pytest.raises(BadManifest, match=r"^URI: "):
-        manifest(uri, "a", "default")
+        manifest({"uri": uri}, "a", "default")

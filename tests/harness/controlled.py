@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.control.views import DatasetView, MountView, ObjectView, StatusView, UnmappedView
+from agent.control.views import DatasetView, MountRequest, MountView, ObjectView, StatusView, UnmappedView
 from agent.errors import HeadraceError, ObjectMissing
 
 DATASET = DatasetView(
@@ -42,9 +42,9 @@ class InMemoryAgent:
         behind = [path for path in PATHS if path > after][:limit]
         return [ObjectView(path=p, uri="s3://x/" + p, version="v", size=10, bytes_present=4) for p in behind]
 
-    async def mount(self, uri: str) -> MountView:
+    async def mount(self, request: MountRequest) -> MountView:
         self._fail()
-        view = MountView(mount=f"m-{len(self.known)}", uri=uri, revision=DATASET.revision)
+        view = MountView(mount=f"m-{len(self.known)}", uri=request.uri, revision=DATASET.revision)
         self.known[view.mount] = view
         return view
 

@@ -11,6 +11,7 @@ import pytest
 from agent import errors
 from agent.control.api import MAX_BODY, STATUSES, to_status
 from agent.control.client import AdminClient, AdminError
+from agent.control.views import MountRequest
 from tests.harness.controlled import DATASET, PATHS, InMemoryAgent
 
 
@@ -30,7 +31,7 @@ async def test_status_datasets_and_counters_come_as_they_were_said(client: Admin
 
 
 async def test_mounts_come_and_go(client: AdminClient) -> None:
-    made = await client.mount("s3://models/x")
+    made = await client.mount(MountRequest(uri="s3://models/x"))
     assert await client.mounts() == [made]
     await client.unmount(made.mount)
     assert await client.mounts() == []
@@ -88,7 +89,7 @@ async def test_an_error_reaches_the_caller_with_status_code_and_message(
 ) -> None:
     agent.failure = failure
     with pytest.raises(AdminError) as caught:
-        await client.mount("s3://x")
+        await client.mount(MountRequest(uri="s3://x"))
     error = caught.value
     assert (error.status, error.code, error.message) == (status, type(failure).__name__, str(failure))
 

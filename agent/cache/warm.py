@@ -1,0 +1,66 @@
+"""Filling a whole dataset in the background, a few chunks at a time and with the least urgency.
+
+What is wanted at once is bounded here, not by the lanes: a dataset of a million chunks must neither queue a
+million flights nor keep a million files open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from agent.cache.fill import Filler
+from agent.cache.store import Store
+from agent.content import Dataset, Entry
+from agent.errors import HeadraceError, StoreError
+
+log = logging.getLogger(__name__)
+
+WINDOW = 8  # chunks wanted at once: what keeps one origin's connections busy (agent/cache/prefetch.py)
+
+
+class Warming:
+    """One dataset on its way into the store, from construction to its end or `cancel`. Loop only."""
+
+    def __init__(self, store: Store, filler: Filler, dataset: Dataset) -> None:
+        self._store = store
+        self._filler = filler
+        self._dataset = dataset
+        self._room = asyncio.Semaphore(WINDOW)
+        self._failed = 0
+        self._full: StoreError | None = None
+        self._task = asyncio.create_task(self._run())
+
+    def cancel(self) -> None:
+        """Want nothing more; chunks that are arriving are kept."""
+        self._task.cancel()
+        self._filler.disown(self)
+
+    async def _run(self) -> None:
+        for entry in self._dataset.entries:
+            try:
+                await self._warm(entry)
+            except StoreError as error:
+                self._full = error
+            if self._full is not None:
+                log.warning("%s: the rest stays at the origin: %s", self._dataset.uri, self._full)
+                return
+        if self._failed:
+            log.warning("%s: %d chunks could not be filled ahead", self._dataset.uri, self._failed)
+
+    async def _warm(self, entry: Entry) -> None:
+        cached = await self._store.acquire(entry.ref)
+        try:
+            for chunk in range(len(cached.present)):
+                await self._room.acquire()
+                if self._full is not None or not self._filler.preload(cached, chunk, self, self._ended):
+                    self._room.release()
+        finally:
+            self._store.release(cached)
+
+    def _ended(self, error: HeadraceError | None) -> None:
+        self._room.release()
+        if isinstance(error, StoreError):
+            self._full = error
+        elif error is not None:
+            self._failed += 1
