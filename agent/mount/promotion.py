@@ -20,7 +20,7 @@ from agent.cache.index import Lease
 from agent.cache.store import Directory, Store
 from agent.cache.trees import TreeDirectory, TreeFile
 from agent.clock import Clock
-from agent.content import Dataset, ObjectRef
+from agent.content import Dataset, ObjectRef, narrow
 from agent.errors import HolderError, StoreError
 from agent.mount.holder import HeldMount, Holder, HolderRefused
 from agent.mount.order import MountRecord, Shown
@@ -38,6 +38,8 @@ class Promoted:
     name: str
     shown: Shown
     directory: Directory
+    files: int | None = None  # None where the listing is not known any more
+    bytes: int | None = None
 
 
 class Promotion:
@@ -69,8 +71,7 @@ class Promotion:
         self._promoted = {}
         for directory, lease in await self._store.leases():
             if lease.tree in bound:
-                shown = _shown(mounts[lease.tree], lease)
-                self._promoted[lease.tree] = Promoted(lease.tree, shown, directory)
+                await self._know(lease.tree, _shown(mounts[lease.tree], lease), directory)
             else:
                 await self._drop(directory, lease.tree)
         for directory in self._store.directories:
@@ -78,7 +79,7 @@ class Promotion:
                 if name not in bound:
                     await self._drop(directory, name)
                 elif name not in self._promoted:  # the index with its lease was lost; pods read on
-                    self._promoted[name] = Promoted(name, _shown(mounts[name]), directory)
+                    await self._know(name, _shown(mounts[name]), directory)
 
     async def publish(self, shown: Shown, dataset: Dataset) -> Promoted | None:
         """The promoted mount of what is shown, `dataset` being that part; None where there can be none."""
@@ -102,7 +103,12 @@ class Promotion:
         name = tree_name(shown)
         async with self._turn(name):
             try:
-                return self._promoted.get(name) or await self._promote(name, shown, dataset)
+                promoted = self._promoted.get(name)
+                if promoted is None:
+                    return await self._promote(name, shown, dataset)
+                # Again, because a holder that was restarted may have let go of a mount that nobody showed.
+                await asyncio.to_thread(self._mount, promoted.directory, name, shown)
+                return promoted
             except (StoreError, HolderError) as error:
                 log.warning("%s is not promoted: %s", dataset.uri, error)
                 return None
@@ -126,14 +132,26 @@ class Promotion:
             await self._drop(directory, name)
             raise
         log.info("%s is promoted", dataset.uri)
-        promoted = self._promoted[name] = Promoted(name, shown, directory)
+        return await self._know(name, shown, directory, dataset)
+
+    async def _know(
+        self, name: str, shown: Shown, directory: Directory, dataset: Dataset | None = None
+    ) -> Promoted:
+        if dataset is None:
+            whole = await self._store.load_dataset(shown.uri, shown.revision)
+            dataset = None if whole is None else narrow(whole, shown.view)
+        counts = (None, None) if dataset is None else (len(dataset.entries), dataset.size)
+        promoted = self._promoted[name] = Promoted(name, shown, directory, *counts)
         return promoted
 
     def _make(self, directory: Directory, name: str, shown: Shown, dataset: Dataset) -> None:
-        """(a thread) The record has no credentials: nothing is fetched for a tree."""
+        """(a thread)"""
         directory.trees.build(name, *contents(Tree(dataset)))
+        self._mount(directory, name, shown)
+
+    def _mount(self, directory: Directory, name: str, shown: Shown) -> None:
         root = directory.trees.open_root(name)
-        try:
+        try:  # the record has no credentials: nothing is fetched for a tree
             self._holder.tree(name, MountRecord(shown, kind="tree").to_dict(), root)
         finally:
             os.close(root)
