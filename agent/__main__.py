@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import resource
 import signal
@@ -17,6 +18,8 @@ from agent.logs import LEVELS, set_up
 from agent.metrics import build_version
 from agent.node import run
 
+OOM_SCORE_ADJ = 500  # of -1000 to 1000; kubelet's own -997 to 999 would leave the order to chance
+
 
 def main() -> int:
     """Run the agent until SIGTERM or SIGINT. Exit status 0 done, 1 failed, 2 wrong usage or configuration."""
@@ -27,6 +30,7 @@ def main() -> int:
     except ConfigError as error:
         return _fail(2, error)
     _raise_file_limit()
+    _offer_to_the_oom_killer()
     try:
         asyncio.run(_serve(config))
     except ConfigError as error:
@@ -57,6 +61,15 @@ def _raise_file_limit() -> None:
     """Every open object is a descriptor: take as many as the machine gives without asking."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _offer_to_the_oom_killer() -> None:
+    """Where memory runs out the agent goes before the holder, which has what its successor needs (proc(5),
+    /proc/pid/oom_score_adj; anybody may raise his own)."""
+    path = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError):  # a process that may not is served as well
+        if int(path.read_text()) < OOM_SCORE_ADJ:
+            path.write_text(str(OOM_SCORE_ADJ))
 
 
 def _fail(status: int, error: HeadraceError) -> int:

@@ -39,11 +39,13 @@ class LocalStack:
         s3: SeaweedS3 | None = None,
         agent_user: str = "nobody",
         environment: Mapping[str, str] | None = None,
+        cgroup: Path | None = None,
         stopped_within: float = STOPPED_WITHIN,
     ) -> None:
         """Make the directory; nothing runs yet. `s3` is a server to use and leave running, else an own one.
 
-        `environment` is added to the agent's; after `stopped_within` seconds SIGTERM gives way to SIGKILL.
+        `environment` is added to the agent's, and it is started in `cgroup` where one is given; after
+        `stopped_within` seconds SIGTERM gives way to SIGKILL.
         Raises StackError without root.
         """
         if os.geteuid() != 0:
@@ -51,6 +53,7 @@ class LocalStack:
         self.settings = settings or AgentSettings()
         self._agent_user = agent_user
         self._agent_environment = dict(environment or {})
+        self._agent_cgroup = cgroup
         self._stopped_within = stopped_within
         self._given_s3 = s3
         self._own_s3: SeaweedS3 | None = None
@@ -62,6 +65,7 @@ class LocalStack:
         (self.metrics_port,) = free_ports(1)
         with deferred_signals():
             self.layout = Layout.create(agent_user)
+            self.layout.make_stores(self.settings.stores(self.layout))
 
     def __enter__(self) -> LocalStack:
         try:
@@ -99,7 +103,9 @@ class LocalStack:
     def start_holder(self) -> None:
         """Start `headrace-csi hold`."""
         path = self.layout.holder_socket
-        arguments = ["--agent-user", self._agent_user, "--store", str(self.layout.store)]
+        arguments = ["--agent-user", self._agent_user]
+        for store in self.settings.stores(self.layout):
+            arguments += ["--store", str(store)]
         command = [*_csi("hold"), "--holder-socket", str(path), *arguments]
         self._start("holder", command, self._environment(), lambda: accepts(path, socket.SOCK_SEQPACKET))
 
@@ -109,7 +115,8 @@ class LocalStack:
         layout.config.write_text(self.config())
         layout.config.chmod(0o644)
         environment = self._environment() | self.s3.environment() | self._agent_environment
-        command = [*self._unprivileged(), "--", sys.executable, "-m", "agent", "--config", str(layout.config)]
+        agent = [sys.executable, "-m", "agent", "--config", str(layout.config)]
+        command = [*self._in_cgroup(), *self._unprivileged(), "--", *agent]
         self._start("agent", command, environment, lambda: answers(layout.admin_socket, "/v1/status"))
 
     def start_serve(self) -> None:
@@ -123,6 +130,12 @@ class LocalStack:
             *("--target-root", str(layout.targets)),
         ]
         self._start("serve", command, self._environment(), lambda: accepts(layout.csi_socket))
+
+    def _in_cgroup(self) -> list[str]:
+        if self._agent_cgroup is None:
+            return []
+        join = 'echo $$ > "$0" && exec "$@"'
+        return ["sh", "-c", join, str(self._agent_cgroup / "cgroup.procs")]
 
     def config(self) -> str:
         """The agent's configuration file."""

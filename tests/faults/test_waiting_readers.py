@@ -7,17 +7,20 @@ import itertools
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from csi.holder.kernel import MNT_DETACH, unmount
 from tests.faults.conftest import Line
 from tests.harness.reading import read, run, start_reader
 
 pytestmark = pytest.mark.timeout(120)
 
 MIB = 1 << 20
+MNT_FORCE = 1  # include/uapi/linux/mount.h
 DATA = random.Random(8).randbytes(16 * MIB)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 buckets = (f"waiting-{number}" for number in itertools.count())
@@ -92,6 +95,21 @@ def test_a_timer_that_restarts_calls_sees_neither_eintr_nor_a_short_read(
     output, _ = reader.communicate(timeout=20)
     assert reader.returncode == 0, output
     assert output.startswith(f"{len(DATA)} bytes")
+
+
+def test_reads_of_a_mount_that_is_gone_are_given_up(line: Line, mount: Path) -> None:
+    gate = line.proxy.hold(key="*/a")
+    reader = start_reader("sequential", [mount / "a"])
+    gate.await_held(1)
+    cancelled = 'headrace_fills_total{result="cancelled"}'
+    before = line.stack.metrics()[cancelled]
+    unmount(str(mount), MNT_FORCE | MNT_DETACH)  # ends the connection (fs/fuse/inode.c, fuse_umount_begin)
+    reader.communicate(timeout=10)
+    assert reader.returncode != 0
+    deadline = time.monotonic() + 10
+    while (now := line.stack.metrics())[cancelled] == before or now["headrace_waiting_reads"]:
+        assert time.monotonic() < deadline, now
+    gate.release()
 
 
 WARM = """

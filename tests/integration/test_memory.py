@@ -1,4 +1,4 @@
-"""The agent's memory stays bounded whatever is read."""
+"""The agent's memory stays bounded whatever is read, and it offers itself first where memory runs out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from deploy.local.stack import LocalStack
+from tests.harness.cgroup import memory_cgroup
 from tests.harness.reading import digests, start_reader
+from tests.harness.s3 import SeaweedS3
 
 MIB = 1 << 20
 
@@ -37,3 +39,27 @@ def test_eight_readers_of_four_gb_keep_the_agent_under_200_mb(stack: LocalStack)
         assert peak * 1024 < 200_000_000
     finally:
         stack.umount(mount)
+
+
+@pytest.mark.timeout(120)
+def test_under_a_limit_of_256_mib_eight_cold_readers_are_served(seaweed: SeaweedS3) -> None:
+    data = random.Random(2).randbytes(64 * MIB)
+    for number in range(8):
+        seaweed.put("limited", f"f{number}", data)
+    with memory_cgroup(256 * MIB) as cgroup, LocalStack(s3=seaweed, cgroup=cgroup) as stack:
+        mount = stack.mount("s3://limited")
+        started = stack.process("agent").pid
+        readers = [start_reader("sequential", [mount / f"f{number}"]) for number in range(8)]
+        expected = hashlib.sha256(data).hexdigest()
+        assert [digests(reader, within=90) for reader in readers] == [[expected]] * 8
+        assert str(started) in (cgroup / "cgroup.procs").read_text().split()
+        stack.umount(mount)
+
+
+def test_the_kernel_ends_the_agent_before_the_holder_where_memory_runs_out(stack: LocalStack) -> None:
+    def score(name: str) -> int:
+        return int(Path(f"/proc/{stack.process(name).pid}/oom_score").read_text())
+
+    assert score("agent") > score("holder")
+    adjustment = Path(f"/proc/{stack.process('agent').pid}/oom_score_adj").read_text()
+    assert int(adjustment) >= 500
