@@ -4,11 +4,13 @@ Credentials that came with a publish have an origin of their own beside the agen
 they are granted for its URI: objects below it are fetched with them, with those of other such mounts, or with
 the agent's own; where one is denied the next is tried, and what worked comes first the next time.
 
-The heavy ones (the S3 SDK, fsspec's drivers) are imported when a URI first asks for them.
+The heavy ones (the S3 SDK, fsspec's drivers) are imported when a URI first asks for them, or `prepare` does.
 """
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
@@ -51,6 +53,10 @@ class Origins:
         self._grants: dict[
             str, list[Credentials]
         ] = {}  # by URI, each as often as granted, in the order to try
+
+    async def prepare(self) -> None:
+        """Import the S3 SDK in a thread, so that its first use does not hold up the loop."""
+        await asyncio.to_thread(_prepare_s3)
 
     def budget(self, ref: ObjectRef) -> Budget:
         """The budget of the origin that has this object."""
@@ -166,6 +172,13 @@ def _covers(uri: str, other: str) -> bool:
 def _server(uri: str) -> Endpoint | None:
     """The HTTP server of a URI; None where it is of another kind."""
     return endpoint_of(canonical(uri)) if scheme_of(uri) in ("http", "https") else None
+
+
+def _prepare_s3() -> None:
+    importlib.import_module("agent.origin.s3")
+    from agent.origin.s3_models import models
+
+    models()
 
 
 def _made(

@@ -29,6 +29,7 @@ from agent.errors import (
 )
 from agent.identity import OWN, Credentials
 from agent.origin.budget import QUESTION_DEADLINE
+from agent.origin.s3_models import models
 from agent.origin.s3_sign import PROBE_KEY, BucketAddress, address_of
 
 NO_CREDENTIALS = (
@@ -117,6 +118,7 @@ class S3Client:
     async def _connect(self) -> None:
         if self._files is not None:
             return
+        await asyncio.to_thread(models)
         session = self._new_session()
         files = s3fs.S3FileSystem(
             session=session,
@@ -142,9 +144,10 @@ class S3Client:
             await client.close()
 
     def _new_session(self) -> AioSession:
+        session = AioSession(profile=None if self._given else self._settings.profile)
+        session.register_component("data_loader", models())
         if not self._given:
-            return AioSession(profile=self._settings.profile)
-        session = AioSession()
+            return session
         get = self._given.get
         session.set_credentials(get("access_key_id"), get("secret_access_key"), get("session_token"))
         return session
