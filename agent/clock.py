@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 
@@ -27,6 +28,17 @@ class Clock(Protocol):
         """Run `callback` on the loop after `delay` seconds."""
 
     async def sleep(self, delay: float) -> None: ...
+
+
+@contextlib.asynccontextmanager
+async def timeout(clock: Clock, seconds: float) -> AsyncIterator[None]:
+    """`asyncio.timeout` by this clock. Raises TimeoutError where the block takes longer."""
+    async with asyncio.timeout(None) as bound:
+        timer = clock.call_later(seconds, lambda: bound.reschedule(0.0))
+        try:
+            yield
+        finally:
+            timer.cancel()
 
 
 class SystemClock:

@@ -17,7 +17,7 @@ from typing import Protocol
 from agent.cache.lanes import Lane, Urgency
 from agent.cache.objects import CachedObject
 from agent.cache.store import Store
-from agent.clock import Clock, Timer
+from agent.clock import Clock, Timer, timeout
 from agent.content import Extent
 from agent.errors import (
     HeadraceError,
@@ -279,7 +279,7 @@ class Filler:
     async def _attempt(self, flight: Flight, deadline: float) -> OriginUnavailable | None:
         before = flight.landing.position
         try:
-            async with asyncio.timeout(deadline):
+            async with timeout(self._clock, deadline):
                 await self._source.fetch(flight.cached.ref, flight.landing)
         except TimeoutError:
             return OriginUnavailable(f"{flight.cached.ref.uri}: no answer within {deadline:g} s")

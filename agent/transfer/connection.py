@@ -29,6 +29,9 @@ PIECE = 1024 * 1024
 FIRST_PIECES = (128 * 1024, 128 * 1024, 256 * 1024, 512 * 1024)
 Watch = Callable[[Callable[[], None] | None], None]
 STALLED = (BlockingIOError, TimeoutError)  # of SO_RCVTIMEO, of Python's own timeout
+# A wait for the origin is cut into ticks of a quarter of the stall timeout. Three silent ones are a stall:
+# the byte before them may have come early in a fourth, so the origin is silent for a whole one at most.
+TICKS, SILENT_TICKS = 4, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Connection:
         self.endpoint = endpoint
         self._rest = b""
         self._request: h11.Request | None = None
+        self._silent = 0  # ticks since the last byte
         self._wait_all = 0 if context is not None else socket.MSG_WAITALL
         self._socket = _connect(endpoint, timeout, watch)
         try:
@@ -71,15 +75,14 @@ class Connection:
             raise
 
     def set_stall_timeout(self, seconds: float) -> None:
-        """How long one wait for the origin may last (socket(7), SO_RCVTIMEO and SO_SNDTIMEO)."""
+        """How long the origin may be silent (socket(7), SO_RCVTIMEO and SO_SNDTIMEO)."""
+        self._silent = 0
         if not self._wait_all:
-            self._socket.settimeout(seconds)
+            self._socket.settimeout(seconds / TICKS)
             return
         self._socket.setblocking(True)
-        whole = int(seconds)
-        timeval = struct.pack("ll", whole, int((seconds - whole) * 1_000_000))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(seconds / TICKS))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(seconds))
 
     def send(self, method: str, target: str, headers: Mapping[str, str]) -> None:
         """Send a request without a body."""
@@ -181,18 +184,26 @@ class Connection:
         return data[: cut + 4]
 
     def _recv_some(self) -> bytes:
-        try:
-            data = self._socket.recv(16 * 1024)
-        except STALLED as error:
-            raise OriginUnavailable("the origin does not answer") from error
-        if not data:
-            raise ConnectionResetError("the origin closed the connection")
-        return data
+        while True:
+            try:
+                data = self._socket.recv(16 * 1024)
+            except STALLED as error:
+                self._count_silence("the origin does not answer", error)
+                continue
+            self._silent = 0
+            if not data:
+                raise ConnectionResetError("the origin closed the connection")
+            return data
+
+    def _count_silence(self, message: str, error: OSError) -> None:
+        self._silent += 1
+        if self._silent >= SILENT_TICKS:
+            raise OriginUnavailable(message) from error
 
     def _fill(self, view: memoryview) -> int:
         """Fill `view` if it can be; the count of bytes, 0 at the end. A stall before any byte raises.
 
-        What came before a stall is handed on first, so an origin is silent for at most two stall timeouts.
+        What came before a silence is handed on first.
         """
         done = min(len(self._rest), len(view))
         if done:
@@ -202,9 +213,11 @@ class Connection:
             try:
                 count = self._socket.recv_into(view[done:], 0, self._wait_all)
             except STALLED as error:
+                self._count_silence("the origin stalled in the middle of the bytes", error)
                 if done:
                     return done
-                raise OriginUnavailable("the origin stalled in the middle of the bytes") from error
+                continue
+            self._silent = 0
             done += count
             if not count or self._wait_all:  # with MSG_WAITALL less than asked for is a stall or the end
                 return done
@@ -229,6 +242,10 @@ def _connect(endpoint: Endpoint, timeout: float, watch: Watch) -> socket.socket:
                 raise
             failure = error
     raise failure
+
+
+def _timeval(seconds: float) -> bytes:
+    return struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
 
 
 def _shut_down(connected: socket.socket) -> None:

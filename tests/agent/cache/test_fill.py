@@ -117,6 +117,14 @@ async def end(node: Node) -> None:
 
 
 @pytest.fixture
+async def unhurried(tmp_path: Path) -> AsyncIterator[Node]:
+    """A node whose requests may take longer than a reader's patience."""
+    made = await make_node(tmp_path, budget=Budget("memory", 4, 1 << 30, deadline=2 * PATIENCE))
+    yield made
+    await end(made)
+
+
+@pytest.fixture
 async def node(tmp_path: Path) -> AsyncIterator[Node]:
     made = await make_node(tmp_path)
     yield made
@@ -195,9 +203,14 @@ async def test_a_source_that_sends_nothing_is_asked_again_after_a_pause(node: No
 
 
 async def test_one_request_may_take_no_longer_than_its_deadline(tmp_path: Path) -> None:
-    node = await make_node(tmp_path, budget=Budget("slow", 1, 1 << 30, deadline=0.05))
-    node.source.script(1000, Gate())
+    node = await make_node(tmp_path, budget=Budget("slow", 1, 1 << 30, deadline=30.0))
+    gate = Gate()
+    node.source.script(1000, gate)
     read = node.read(0, 2000)
+    await within(gate.reached.wait())
+    node.clock.advance(29.9)
+    assert node.source.running == 1
+    node.clock.advance(0.1)
     node.clock.advance(await node.clock.next_sleep())
     assert await within(read.result) == read.expected
     assert [extent.offset for extent in node.source.fetches] == [0, 1000]
@@ -241,7 +254,10 @@ async def test_silence_fails_a_reader_when_its_patience_ends_and_the_fetch_is_ca
     await within(node.source.cancelled.wait())
 
 
-async def test_a_reader_that_came_later_keeps_its_own_patience(node: Node) -> None:
+async def test_a_reader_that_came_later_keeps_its_own_patience(
+    unhurried: Node,
+) -> None:
+    node = unhurried
     gate = Gate()
     node.source.script(gate)
     first = node.read(0, 10)
@@ -256,7 +272,10 @@ async def test_a_reader_that_came_later_keeps_its_own_patience(node: Node) -> No
     assert len(node.source.fetches) == 1
 
 
-async def test_patience_counts_from_the_read_and_not_from_its_second_chunk(node: Node) -> None:
+async def test_patience_counts_from_the_read_and_not_from_its_second_chunk(
+    unhurried: Node,
+) -> None:
+    node = unhurried
     first, second = Gate(), Gate()
     node.source.script(first)
     node.source.script(second)

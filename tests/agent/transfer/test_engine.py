@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -308,6 +309,17 @@ async def test_a_stall_in_the_body_ends_in_time_and_keeps_the_bytes_before_it(
         error, arrived = await refusal(engine, ranged(server, extent, stall=SHORT))
     assert type(error) is OriginUnavailable and "stalled" in str(error)
     assert arrived == bytes_of(extent)[: extent.length - extent.length // 3]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_the_origin_is_silent_for_the_stall_timeout_at_most(
+    engine: Engine, server_context: ssl.SSLContext, scheme: str
+) -> None:
+    context = server_context if scheme == "https" else None
+    with RawServer([right()[:-500], threading.Event()], context=context) as server:
+        started = time.monotonic()
+        await refusal(engine, ranged(server, stall=2.0, scheme=scheme, verify=False))
+        assert 1.4 <= time.monotonic() - started < 3.0  # twice the stall timeout would be 4 s
 
 
 def s3_error(status: str, code: str, *lines: str) -> bytes:
