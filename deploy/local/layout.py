@@ -7,7 +7,7 @@ import os
 import pwd
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +46,13 @@ class Layout:
             own.chmod(mode)
             os.chown(own, identity.pw_uid, identity.pw_gid)
         return layout
+
+    def make_stores(self, paths: Iterable[Path]) -> None:
+        """Make store directories below the store, of its owner and mode."""
+        status = self.store.stat()
+        for path in paths:
+            path.mkdir(mode=0o700, exist_ok=True)
+            os.chown(path, status.st_uid, status.st_gid)
 
     def remove(self) -> None:
         """Remove everything; nothing may be mounted there."""
@@ -108,21 +115,29 @@ class AgentSettings:
     """What a stack's user may choose; sizes and durations as the file writes them."""
 
     patience: str = "30s"
+    promote: str = "auto"
     chunk_size: str = "8MiB"
     reserve: str = "256MiB"
+    capacity: str | None = None
+    directories: tuple[str, ...] = ()  # of the store, below the layout's; none: that one itself
     origins: Mapping[str, OriginSettings] | None = None  # prefix -> settings, over the stack's own of "s3://"
     extra: str = ""  # TOML tables that go to the end of the file
+
+    def stores(self, layout: Layout) -> list[Path]:
+        """The store's directories."""
+        return [layout.store / name for name in self.directories] or [layout.store]
 
     def toml(self, layout: Layout, metrics_port: int, s3: OriginSettings) -> str:
         """The agent's configuration file; `s3` is how the stack's own S3 server is reached."""
         tables: dict[str, Mapping[str, object]] = {
             "node": {"name": "local"},
             "store": {
-                "directories": [str(layout.store)],
+                "directories": list(map(str, self.stores(layout))),
                 "chunk_size": self.chunk_size,
                 "reserve": self.reserve,
+                **({"capacity": self.capacity} if self.capacity else {}),
             },
-            "mount": {"patience": self.patience},
+            "mount": {"patience": self.patience, "promote": self.promote},
             "holder": {"socket": str(layout.holder_socket)},
             "admin": {"socket": str(layout.admin_socket)},
             "metrics": {"listen": f"127.0.0.1:{metrics_port}"},
