@@ -216,6 +216,8 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         stack.push_async_callback(engine.close)
         origins = Origins(config.origin, engine, metrics)
         stack.push_async_callback(origins.close)
+        preparing = asyncio.create_task(origins.prepare())  # beside the claim, which waits for the holder
+        stack.push_async_callback(asyncio.wait, [preparing])
         filler = Filler(store, origins, clock, metrics, config.mount.patience, random.Random())
         node = Node(config, clock, store, metrics)
         runner = await serve_metrics(monitoring(metrics, node.unready), config.metrics.address)
