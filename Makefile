@@ -14,13 +14,16 @@ root:
 .venv/ready: pyproject.toml constraints.txt deploy/local/setup.sh
 	@deploy/local/setup.sh
 
+.venv/bin/csi-sanity: .venv/ready deploy/local/csi_sanity.sh
+	@deploy/local/csi_sanity.sh && touch $@
+
 demo: root .venv/ready
 	@$(PY) -m deploy.local.demo
 
-test: root .venv/ready
+test: root .venv/ready .venv/bin/csi-sanity
 	@deploy/local/enterable.sh $(PY) -m pytest -m "not long"
 
-test-long: root .venv/ready
+test-long: root .venv/ready .venv/bin/csi-sanity
 	@deploy/local/enterable.sh $(PY) -m pytest -m long
 
 check: .venv/ready
