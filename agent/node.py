@@ -187,17 +187,23 @@ def _promoted_view(promoted: Promoted) -> MountView:
 
 
 def _mount_view(mounted: Mounted, record: MountRecord) -> MountView:
-    shown = record.shown
+    shown, served = record.shown, mounted.tally.served()
     return MountView(
         mount=mounted.name,
         uri=shown.uri,
         revision=shown.revision,
+        mode="passthrough" if served.opens_passthrough else "fuse",
         sub_path=shown.view.sub_path,
         include=shown.view.include,
         exclude=shown.view.exclude,
         prefetch=record.prefetch,
         files=len(mounted.dataset.entries),
         bytes=mounted.dataset.size,
+        origin_bytes=served.origin_bytes,
+        store_bytes=served.store_bytes,
+        opens_cached=served.opens_cached,
+        opens_passthrough=served.opens_passthrough,
+        last_error=served.last_error,
     )
 
 

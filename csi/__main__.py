@@ -96,6 +96,15 @@ def _umount(arguments: argparse.Namespace) -> None:
     _say(f"{path} is free")
 
 
+def _status(arguments: argparse.Namespace) -> None:
+    from csi.status import StatusFailed, status
+
+    try:
+        status(arguments.holder_socket, arguments.admin_socket, _build(), as_json=arguments.json)
+    except StatusFailed as error:
+        raise _Failed(str(error)) from error
+
+
 def _manifest(arguments: argparse.Namespace) -> None:
     from csi.manifest import BadManifest, manifest
 
@@ -181,6 +190,14 @@ def _add_user_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
     command.add_argument("--csi-socket", default=CSI_SOCKET, metavar="PATH")
     command.add_argument("target", metavar="TARGET")
     command.set_defaults(run=_umount)
+
+    command = commands.add_parser(
+        "status", help="list the mounts of this node, with their targets", allow_abbrev=False
+    )
+    command.add_argument("--holder-socket", default=HOLDER_SOCKET, metavar="PATH")
+    command.add_argument("--admin-socket", default=ADMIN_SOCKET, metavar="PATH")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run=_status)
 
     command = commands.add_parser(
         "manifest", help="print the PersistentVolume and the claim to apply", allow_abbrev=False

@@ -10,6 +10,11 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from agent.content import MAX_PATTERNS, pattern_fault, sub_path_fault
+from agent.logs import redact
+
+
+def _one_line(message: str) -> str:
+    return " ".join(redact(message).splitlines())
 
 
 class View(BaseModel):
@@ -69,9 +74,11 @@ class ObjectView(View):
 
 
 class MountView(View):
-    """A mount that the agent serves.
+    """A mount that the agent serves; what it served since this agent took it up.
 
-    `mode` is `fuse`, `passthrough` where the kernel opens some of its files without the agent, or `promoted`:
+    `origin_bytes` are those that readers had to wait for, `store_bytes` those that were here already; nobody
+    sees what the kernel's page cache, passthrough opens and promoted trees give to readers. `mode` is `fuse`,
+    `passthrough` where the kernel opens some of its files without the agent, or `promoted`:
     a bind mount of the dataset's files, with no FUSE.
     """
 
@@ -85,6 +92,11 @@ class MountView(View):
     prefetch: str = "file"
     files: int | None = None  # shown by this mount, and their bytes; None from an agent that does not tell
     bytes: int | None = None
+    origin_bytes: int = 0
+    store_bytes: int = 0
+    opens_cached: int = 0
+    opens_passthrough: int = 0
+    last_error: Annotated[str, AfterValidator(_one_line)] = ""
 
 
 def _sub_path(path: str) -> str:
