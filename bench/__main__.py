@@ -7,7 +7,7 @@ import sys
 
 from rich.console import Console
 
-from bench import cold, cold_mapped, first_mib, options, small_files, transfer, waiting, warm
+from bench import cold, cold_mapped, first_mib, options, promoted, small_files, transfer, waiting, warm
 from bench.child import BenchError
 from bench.report import document, render, save
 from bench.site import Site
@@ -18,6 +18,8 @@ WORKLOADS: tuple[Workload, ...] = (
     cold_mapped.WORKLOAD,
     warm.SEQUENTIAL,
     warm.MAPPED,
+    promoted.SEQUENTIAL,
+    promoted.MAPPED,
     first_mib.WORKLOAD,
     small_files.WORKLOAD,
     waiting.WORKLOAD,
