@@ -137,3 +137,10 @@ def test_an_ordinary_user_can_make_and_remove_one(traversable: Path) -> None:
         capture_output=True, text=True, timeout=20, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_trees_that_share_an_object_show_the_time_of_the_one_made_last(trees: Trees, tmp_path: Path) -> None:
+    for name, second in (("t-1", 1), ("t-2", 2)):
+        trees.build(name, DIRECTORIES[:1], [TreeFile(b"one", "aa1", 3, YEAR_2001 + second)])
+    times = {os.stat(tmp_path / "trees" / name / "root" / "one").st_mtime_ns for name in ("t-1", "t-2")}
+    assert times == {YEAR_2001 + 2}
