@@ -56,6 +56,7 @@ class LocalStack:
         self._agent_cgroup = cgroup
         self._stopped_within = stopped_within
         self._given_s3 = s3
+        self.code = CHECKOUT  # where holder, agent and serve are started from: another build is another tree
         self._own_s3: SeaweedS3 | None = None
         self._processes: dict[str, Process] = {}
         self._devices: set[str] = set()
@@ -240,11 +241,11 @@ class LocalStack:
             raise StackError("\n".join(problems))
 
     def _clean(self) -> list[str]:
-        """Commands and `serve` first; the holder unmounts while the agent still answers; then the agent."""
+        """Commands and `serve` first; the agent before the holder, which leaves mounts that an agent has."""
         self._note_devices()
         problems: list[str] = []
         order = [name for name in self._processes if name.startswith("command")]
-        for name in [*order, "serve", "holder", "agent"]:
+        for name in [*order, "serve", "agent", "holder"]:
             if name in self._processes:
                 _noting(problems, lambda name=name: self._end(name, kill=name in order))  # type: ignore[misc]
         _noting(problems, lambda: detach_below(self.layout.root))
@@ -274,7 +275,7 @@ class LocalStack:
             raise StackError(f"the {name} is started already")
         log = self.layout.logs / f"{name}.log"
         with deferred_signals():
-            process = Process(name, command, log, directory=CHECKOUT, environment=environment)
+            process = Process(name, command, log, directory=self.code, environment=environment)
             self._processes[name] = process
         process.await_ready(ready, READY_WITHIN)
 
@@ -295,7 +296,7 @@ class LocalStack:
     def _unprivileged(self) -> list[str]:
         """The command that becomes the agent's user, with all that Python needs within its reach."""
         needed = dict.fromkeys(
-            [CHECKOUT / "agent", CHECKOUT / "csi", Path(sys.prefix), Path(sys.base_prefix)]
+            [self.code / "agent", self.code / "csi", Path(sys.prefix), Path(sys.base_prefix)]
         )
         return [
             *("unshare", "--mount", "--propagation", "private", "--"),

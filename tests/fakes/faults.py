@@ -64,7 +64,14 @@ class Silence:
     """Fall silent before the head, until the client gives up."""
 
 
-Fault = Truncate | LengthOff | IgnoreRange | WrongContentRange | Status | Reset | Stall | Silence
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """Send the right body, `rate` bytes a second."""
+
+    rate: int
+
+
+Fault = Truncate | LengthOff | IgnoreRange | WrongContentRange | Status | Reset | Stall | Silence | Slow
 
 HELD_AT_MOST = 60.0  # seconds; a forgotten gate must not hang a test for ever
 

@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +21,7 @@ from tests.fakes.faults import (
     LengthOff,
     Reset,
     Silence,
+    Slow,
     Stall,
     Status,
     Truncate,
@@ -117,6 +119,9 @@ class Connection(threading.Thread):
             raise _End
         stops = sorted(((gate.after or 0, gate) for gate in gates), key=lambda stop: stop[0])
         end = fault.after if isinstance(fault, Truncate | Reset | Stall) else None
+        if isinstance(fault, Slow):
+            self._drip(body, fault.rate)
+            return
         self._send(body, stops, end)
         if isinstance(fault, Stall):
             self._fall_silent()
@@ -136,6 +141,15 @@ class Connection(threading.Thread):
                 return
             self._client.sendall(piece)
             sent += len(piece)
+
+    def _drip(self, body: Iterator[bytes], rate: int) -> None:
+        """In sixteenths of a MiB: a real slow line is not silent between two bursts."""
+        start, sent, never = time.monotonic(), 0, threading.Event()
+        for piece in body:
+            for at in range(0, len(piece), 1 << 16):
+                self._client.sendall(piece[at : at + (1 << 16)])
+                sent += 1 << 16
+                never.wait(max(0.0, start + sent / rate - time.monotonic()))
 
     def _forward(self, request: Head) -> Head:
         self._dial()
