@@ -108,6 +108,9 @@ class Metrics:
 
     def _declare_mounts(self) -> None:
         self.mounts = self._gauge("headrace_mounts", "Mounts that the agent serves.")
+        self.promoted_mounts = self._gauge(
+            "headrace_promoted_mounts", "Bind mounts of complete datasets, which nobody has to serve."
+        )
         self.holder_connected = self._gauge(
             "headrace_holder_connected",
             "1 while the holder is there; without it mounts are served on, and new ones fail.",

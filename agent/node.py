@@ -235,7 +235,7 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         table = RequestTable(shape.fd, shape.slots, shape.slot_size)
         pool = Pool()
         services = Services(loop, store, filler, metrics, pool, holder, Buffers())
-        promotion = Promotion(store, holder, clock, enabled=config.mount.promote == "auto")
+        promotion = Promotion(store, holder, clock, metrics, enabled=config.mount.promote == "auto")
         stack.push_async_callback(promotion.close)
         mounts = Mounts(services, table, Revisions(origins.resolve, store), origins, promotion)
         stack.callback(mounts.close)

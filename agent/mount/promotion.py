@@ -22,6 +22,7 @@ from agent.cache.trees import TreeDirectory, TreeFile
 from agent.clock import Clock
 from agent.content import Dataset, ObjectRef, narrow
 from agent.errors import HolderError, StoreError
+from agent.metrics import Metrics
 from agent.mount.holder import HeldMount, Holder, HolderRefused
 from agent.mount.order import MountRecord, Shown
 from agent.mount.tree import ROOT, Tree
@@ -45,11 +46,14 @@ class Promoted:
 class Promotion:
     """The promoted mounts of this node."""
 
-    def __init__(self, store: Store, holder: Holder, clock: Clock, *, enabled: bool) -> None:
+    def __init__(
+        self, store: Store, holder: Holder, clock: Clock, metrics: Metrics, *, enabled: bool
+    ) -> None:
         """Where it is not `enabled`, nothing is promoted, and what a predecessor has promoted lives on."""
         self._store = store
         self._holder = holder
         self._clock = clock
+        self._metrics = metrics
         self._enabled = enabled
         self._promoted: dict[str, Promoted] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -69,6 +73,7 @@ class Promotion:
         for name in mounts.keys() - bound:
             await self._given_up(name)
         self._promoted = {}
+        self._count()
         for directory, lease in await self._store.leases():
             if lease.tree in bound:
                 await self._know(lease.tree, _shown(mounts[lease.tree], lease), directory)
@@ -142,6 +147,7 @@ class Promotion:
             dataset = None if whole is None else narrow(whole, shown.view)
         counts = (None, None) if dataset is None else (len(dataset.entries), dataset.size)
         promoted = self._promoted[name] = Promoted(name, shown, directory, *counts)
+        self._count()
         return promoted
 
     def _make(self, directory: Directory, name: str, shown: Shown, dataset: Dataset) -> None:
@@ -161,6 +167,7 @@ class Promotion:
             promoted = self._promoted.get(name)
             if promoted is not None and await self._given_up(name):
                 del self._promoted[name]
+                self._count()
                 await self._drop(promoted.directory, name)
 
     async def _given_up(self, name: str) -> bool:
@@ -181,6 +188,9 @@ class Promotion:
             await self._store.end_lease(directory, name)
         except StoreError as error:
             log.warning("%s", error)
+
+    def _count(self) -> None:
+        self._metrics.promoted_mounts.set(len(self._promoted))
 
     def _verify(self, name: str, refs: Iterable[ObjectRef]) -> None:
         if name not in self._verifying:

@@ -15,6 +15,7 @@ import xxhash
 from agent.cache.index import Lease
 from agent.cache.store import Store, StoreLimits
 from agent.content import Dataset, Entry, ObjectRef
+from agent.metrics import Metrics
 from agent.mount.holder import Holder
 from agent.mount.order import Shown
 from agent.mount.promotion import Promotion, contents, tree_name
@@ -70,7 +71,7 @@ async def started(store_name: str = "store", *, enabled: bool = True) -> AsyncIt
         store = await Store.open([holder.base / store_name], CHUNK, StoreLimits(1 << 30, 0), ManualClock())
         await complete(store)
         await store.save_dataset(DATASET)
-        promotion = Promotion(store, claim, ManualClock(), enabled=enabled)
+        promotion = Promotion(store, claim, ManualClock(), Metrics(), enabled=enabled)
         site = Site(holder, claim, store, promotion)
         try:
             yield site
@@ -154,7 +155,7 @@ async def adopted(site: Site) -> Promotion:
     site.claim.close()
     site.claim, table, held = Holder.claim(site.holder.socket, "test")
     os.close(table.fd)
-    successor = Promotion(site.store, site.claim, ManualClock(), enabled=True)
+    successor = Promotion(site.store, site.claim, ManualClock(), Metrics(), enabled=True)
     await successor.adopt(held)
     return successor
 
