@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -24,7 +25,7 @@ Mode = csi_pb2.VolumeCapability.AccessMode
 class ServeProcess(Process):
     """`headrace-csi serve`, its socket beside the holder's, targets below `base/pods`."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *arguments: str) -> None:
         run = base / "run"
         self.pods = base / "pods"
         self.pods.mkdir(exist_ok=True)
@@ -33,6 +34,7 @@ class ServeProcess(Process):
         super().__init__(
             *("serve", "--csi-socket", self.socket, "--holder-socket", str(run / "holder.sock")),
             *("--admin-socket", self.admin_socket, "--target-root", str(self.pods), "--node-id", "node-1"),
+            *arguments,
         )
 
     @contextlib.contextmanager
@@ -50,6 +52,11 @@ class ServeProcess(Process):
             self.publish(request)
         assert isinstance(raised.value, grpc.Call)
         return raised.value.code(), raised.value.details() or ""
+
+    def stats(self, target: Path | str, volume: str = "volume-1") -> csi_pb2.NodeGetVolumeStatsResponse:
+        request = csi_pb2.NodeGetVolumeStatsRequest(volume_id=volume, volume_path=str(target))
+        with self.channel() as channel:
+            return services.NODE_GET_VOLUME_STATS.call(channel, request, WITHIN)
 
     def unpublish(self, target: Path | str, volume: str = "volume-1") -> None:
         request = csi_pb2.NodeUnpublishVolumeRequest(volume_id=volume, target_path=str(target))
@@ -74,7 +81,7 @@ def publication(
 
 
 class SmallAgent:
-    """The two calls of the admin API that serve makes, on real mounts: one a URI, INIT answered, no more.
+    """The calls of the admin API that serve makes, on real mounts: one a URI, INIT answered, no more.
 
     `lose_next` has the next mount given up again before its answer, as another unpublish could do it;
     `fail_next` has the next call answered with that status.
@@ -86,11 +93,13 @@ class SmallAgent:
         self._admin_socket = admin_socket
         self.mounts: dict[str, HeldMount] = {}
         self.calls: list[str] = []
+        self.orders: list[dict[str, Any]] = []
         self.lose_next = False
         self.fail_next = 0
 
     async def _mount(self, request: web.Request) -> web.Response:
-        uri = (await request.json())["uri"]
+        self.orders.append(await request.json())
+        uri = self.orders[-1]["uri"]
         self.calls.append(f"mount {uri}")
         if self.fail_next:
             status, self.fail_next = self.fail_next, 0
@@ -102,7 +111,10 @@ class SmallAgent:
         if self.lose_next:
             self.lose_next = False
             self._give_up(name)
-        return web.json_response({"mount": name, "uri": uri, "revision": "r"})
+        return web.json_response({"mount": name, "uri": uri, "revision": "r", "files": 2, "bytes": 30})
+
+    async def _list(self, request: web.Request) -> web.Response:
+        return web.json_response([{"mount": name, "uri": "u", "revision": "r"} for name in self.mounts])
 
     async def _unmount(self, request: web.Request) -> web.Response:
         self.calls.append("unmount")
@@ -137,6 +149,7 @@ class SmallAgent:
     async def _serve(self, ready: threading.Event, stopped: asyncio.Event) -> None:
         app = web.Application()
         app.router.add_post("/v1/mounts", self._mount)
+        app.router.add_get("/v1/mounts", self._list)
         app.router.add_delete("/v1/mounts/{mount}", self._unmount)
         runner = web.AppRunner(app)
         await runner.setup()
