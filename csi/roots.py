@@ -16,6 +16,7 @@ from csi.failures import InvalidArgument
 from csi.holder import kernel
 from csi.holder.mountinfo import inside_ours, mount_entries
 
+MAX_PATH = 4096  # bytes, PATH_MAX of include/uapi/linux/limits.h
 _FAULTS = {
     errno.ENOENT: "its parent directory is missing; make it first",
     errno.ENOTDIR: "it, or a part of it, is not a directory",
@@ -46,6 +47,8 @@ class TargetRoots:
             raise InvalidArgument("target_path: is missing")
         if not target.startswith("/") or "\0" in target or ".." in target.split("/"):
             raise InvalidArgument("target_path: must be an absolute path without '..'")
+        if len(os.fsencode(target)) > MAX_PATH:
+            raise InvalidArgument(f"target_path: has more than {MAX_PATH} bytes")
         clean = "/" + os.path.normpath(target).lstrip("/")
         for given, real in self._roots:
             for root in (given, real):

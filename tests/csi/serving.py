@@ -17,7 +17,7 @@ from aiohttp import web
 from agent.mount.holder import HeldMount, Holder, HolderRefused
 from csi import services
 from csi.proto import csi_pb2
-from tests.csi.holding import WITHIN, HolderProcess, Process, answer_one
+from tests.csi.holding import WITHIN, HolderProcess, Process, answer_one, entries_below
 
 Mode = csi_pb2.VolumeCapability.AccessMode
 
@@ -78,6 +78,16 @@ def publication(
         readonly=True,
         volume_context={"uri": uri, "csi.storage.k8s.io/pod.name": "p"},
     )
+
+
+def points(serve: ServeProcess) -> list[str]:
+    return sorted(os.path.basename(entry.point) for entry in entries_below(serve.pods))
+
+
+def mountinfo(serve: ServeProcess) -> list[str]:
+    """The lines about what is mounted for this test, on targets and beside the holder's socket."""
+    own = f" {serve.pods.parent}/"
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if own in line]
 
 
 class SmallAgent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,12 +9,9 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi import services
 from csi.holder import kernel
-from csi.holder.mountinfo import mount_entries
-from csi.proto import csi_pb2
-from tests.csi.holding import WITHIN, HolderProcess, entries_below
-from tests.csi.serving import ServeProcess, SmallAgent, publication
+from tests.csi.holding import HolderProcess, entries_below
+from tests.csi.serving import ServeProcess, SmallAgent, mountinfo, points, publication
 
 Code = grpc.StatusCode
 
@@ -33,10 +29,6 @@ def agent(holder: HolderProcess, serve: ServeProcess) -> Iterator[SmallAgent]:
     with small.serving():
         yield small
     small.close()
-
-
-def points(serve: ServeProcess) -> list[str]:
-    return sorted(os.path.basename(entry.point) for entry in entries_below(serve.pods))
 
 
 def test_a_published_volume_is_on_its_target_until_it_is_unpublished(
@@ -187,84 +179,50 @@ def test_serve_keeps_no_state(holder: HolderProcess, agent: SmallAgent, serve: S
         second.close()
 
 
-def missing(field: str) -> csi_pb2.NodePublishVolumeRequest:
-    request = publication("/var/lib/kubelet/x")
-    request.ClearField(field)
-    return request
+def test_one_volume_published_ten_times_and_ten_times_at_once_is_one_mount(
+    serve: ServeProcess, agent: SmallAgent
+) -> None:
+    before, target = mountinfo(serve), serve.pods / "a"
+    for _ in range(10):
+        serve.publish(publication(target))
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda _: serve.publish(publication(target)), range(10)))
+    assert points(serve) == ["a"]
+    assert len(agent.mounts) == 1
+    for _ in range(10):
+        serve.unpublish(target)
+    assert (points(serve), agent.mounts, mountinfo(serve)) == ([], {}, before)
+    assert not target.exists()
+    with ThreadPoolExecutor(10) as pool:
+        list(pool.map(lambda _: serve.publish(publication(target)), range(10)))
+        assert points(serve) == ["a"]
+        list(pool.map(lambda _: serve.unpublish(target), range(10)))
+    assert (points(serve), agent.mounts, mountinfo(serve)) == ([], {}, before)
 
 
-class TestArguments:
-    """What is refused before anybody is asked."""
+def test_other_attributes_on_the_same_target_are_another_volume(
+    serve: ServeProcess, agent: SmallAgent
+) -> None:
+    serve.publish(publication(serve.pods / "a"))
+    request = publication(serve.pods / "a")
+    request.volume_context["subPath"] = "below"
+    assert serve.refusal(request)[0] is Code.ALREADY_EXISTS
 
-    @pytest.mark.parametrize("field", ["volume_id", "target_path", "volume_capability"])
-    def test_a_missing_field_is_named(self, serve: ServeProcess, field: str) -> None:
-        assert serve.refusal(missing(field)) == (Code.INVALID_ARGUMENT, f"{field}: is missing")
 
-    def test_a_missing_uri_is_named(self, serve: ServeProcess) -> None:
-        answer = serve.refusal(missing("volume_context"))
-        assert answer == (Code.INVALID_ARGUMENT, "volume_context.uri: is missing")
-
-    def test_an_unknown_attribute_is_named(self, serve: ServeProcess) -> None:
-        request = publication(serve.pods / "a")
-        request.volume_context["url"] = "s3://typo"
-        code, message = serve.refusal(request)
-        assert code is Code.INVALID_ARGUMENT
-        assert message.startswith("volume_context.url: unknown attribute")
-
-    def test_block_volumes_and_flags_are_refused(self, serve: ServeProcess) -> None:
-        block, flags = (publication(serve.pods / "a") for _ in range(2))
-        block.volume_capability.block.SetInParent()
-        flags.volume_capability.mount.mount_flags.append("exec")
-        for request, word in ((block, "block"), (flags, "'exec'")):
-            code, message = serve.refusal(request)
-            assert code is Code.INVALID_ARGUMENT
-            assert word in message
-
-    @pytest.mark.parametrize(
-        ("target", "words"),
-        [
-            ("relative", "absolute"),
-            ("/tmp/outside", "start `headrace-csi serve` with --target-root /tmp"),
-            ("{pods}/../x", "'..'"),
-            ("{pods}", "outside the target roots"),
-            ("{pods}/missing/x", "parent directory is missing"),
-            ("{pods}/link/x", "symbolic link"),
-            ("{pods}/dir/link-out", "symbolic link"),
-            ("{pods}/file", "not a directory"),
-            ("{pods}/file/x", "not a directory"),
-            ("{pods}/" + "x" * 300, "too long"),
-        ],
-    )
-    def test_a_target_that_is_not_fit_is_refused(
-        self, serve: ServeProcess, agent: SmallAgent, target: str, words: str
-    ) -> None:
-        (serve.pods / "dir").mkdir()
-        (serve.pods / "link").symlink_to("dir")
-        (serve.pods / "dir" / "link-out").symlink_to("/tmp")
-        (serve.pods / "file").touch()
-        before = len(mount_entries())
-        code, message = serve.refusal(publication(target.format(pods=serve.pods)))
-        assert code is Code.INVALID_ARGUMENT
-        assert message.startswith("target_path: ")
-        assert words in message
-        assert len(mount_entries()) <= before + 1
-        assert points(serve) == []
-
-    def test_a_target_inside_a_mount_is_refused(self, serve: ServeProcess, agent: SmallAgent) -> None:
-        serve.publish(publication(serve.pods / "a"))
-        code, message = serve.refusal(publication(serve.pods / "a" / "b" / "c"))
-        assert code is Code.INVALID_ARGUMENT
-        assert "inside a Headrace mount" in message
-
-    def test_unpublishing_what_never_was_is_fine(self, serve: ServeProcess) -> None:
-        serve.unpublish(serve.pods / "a")
-        serve.unpublish(serve.pods / "missing" / "a")
-
-    @pytest.mark.parametrize("request_", [{"volume_id": "v"}, {"target_path": "/x"}])
-    def test_unpublishing_needs_both_fields(self, serve: ServeProcess, request_: dict[str, str]) -> None:
-        request = csi_pb2.NodeUnpublishVolumeRequest(**request_)
-        with serve.channel() as channel, pytest.raises(grpc.RpcError, match="is missing"):
-            services.NODE_UNPUBLISH_VOLUME.call(channel, request, WITHIN)
+def test_attributes_and_secrets_reach_the_agent(serve: ServeProcess, agent: SmallAgent) -> None:
+    request = publication(serve.pods / "a")
+    request.volume_context["include"] = "*.b,*.a"
+    request.volume_context["prefetch"] = "none"
+    request.secrets["access_key_id"] = "hush"
+    serve.publish(request)
+    (order,) = agent.orders
+    assert order == {
+        "uri": "s3://b/d",
+        "include": ["*.a", "*.b"],
+        "prefetch": "none",
+        "secrets": {"access_key_id": "hush"},
+    }
+    assert "hush" not in "".join(serve.lines)
 
 
 def test_a_root_that_is_a_symbolic_link_serves_by_either_name(holder: HolderProcess) -> None:
