@@ -267,7 +267,7 @@ def test_after_a_restart_of_the_machine_it_is_verified_first_and_damage_is_refet
         within_a_minute(lambda: not published_promoted(stack, "s3://promoted-boot") and verified(stack))
         assert not published_promoted(stack, "s3://promoted-boot")
         assert walk(mount) == seen
-        assert published_promoted(stack, "s3://promoted-boot")
+        within_a_minute(lambda: published_promoted(stack, "s3://promoted-boot"))
         stack.umount(mount)
         assert nothing_left(stack)
 
