@@ -26,11 +26,11 @@ WANTED: Final = (
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.CACHE_SYMLINKS
     | InitFlag.PASSTHROUGH
-    | InitFlag.HAS_RESEND
     | InitFlag.ALLOW_IDMAP  # the kernel fails INIT if the mount has no `default_permissions` with it
 )
 """Not wanted: EXPORT_SUPPORT and NO_OPENDIR_SUPPORT (they would change what LOOKUP and OPENDIR get),
-WRITEBACK_CACHE (excludes PASSTHROUGH), AUTO_INVAL_DATA (an object never changes)."""
+WRITEBACK_CACHE (excludes PASSTHROUGH), AUTO_INVAL_DATA (an object never changes), HAS_RESEND (a successor
+finds the unanswered requests in the in-flight table, on every kernel)."""
 
 MAX_PAGES: Final = 256  # 1 MiB a request, the most that fs.fuse.max_pages_limit allows by default
 MAX_PAGES_UNASKED: Final = 32  # FUSE_DEFAULT_MAX_PAGES_PER_REQ of fs/fuse/fuse_i.h
@@ -57,11 +57,6 @@ class InitResult:
     def passthrough(self) -> bool:
         """Files may be opened with a backing id."""
         return bool(self.flags & InitFlag.PASSTHROUGH)
-
-    @property
-    def resend(self) -> bool:
-        """`notify_resend` works."""
-        return bool(self.flags & InitFlag.HAS_RESEND)
 
     @property
     def readdirplus(self) -> bool:

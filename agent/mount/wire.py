@@ -267,11 +267,6 @@ def notify_inval_entry(parent: int, name: bytes) -> bytes:
     return _notify(NotifyCode.INVAL_ENTRY, body + name + b"\0")
 
 
-def notify_resend() -> bytes:
-    """A whole notification: hand out again all requests that were read and not answered (HAS_RESEND)."""
-    return _notify(NotifyCode.RESEND, b"")
-
-
 def _notify(code: NotifyCode, body: bytes) -> bytes:
     return abi.OUT_HEADER.packed.pack(REPLY_HEADER_SIZE + len(body), code, 0) + body
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import shutil
@@ -46,10 +47,9 @@ def entries_below(path: Path) -> list[MountEntry]:
 class Process:
     """One of our commands as a process, ready when it says so on stderr; `lines` is what it said so far."""
 
-    def __init__(self, *arguments: str) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "csi", *arguments], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True
-        )
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "csi")) -> None:
+        command = [sys.executable, *program, *arguments]
+        self.popen = subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
         self.lines: list[str] = []
         self._spoke = threading.Event()
         self._reader = threading.Thread(target=self._read)
@@ -99,14 +99,13 @@ class Process:
 class HolderProcess(Process):
     """`headrace-csi hold`, its store at `base/store`, its socket at `base/run/holder.sock`."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, program: Sequence[str] = ("-m", "csi")) -> None:
         self.base = base
         self.socket = str(base / "run" / "holder.sock")
         self.store = base / "store"
         self.store.mkdir(exist_ok=True)
-        super().__init__(
-            "hold", "--holder-socket", self.socket, "--agent-user", AGENT_USER, "--store", str(self.store)
-        )
+        options = ("--holder-socket", self.socket, "--agent-user", AGENT_USER, "--store", str(self.store))
+        super().__init__("hold", *options, program=program)
 
     def connect(self, role: str = "command") -> HolderConnection:
         return HolderConnection.open(self.socket, role, "test", WITHIN)
@@ -182,7 +181,13 @@ def answering(fuse: int) -> Iterator[None]:
             ready, _, _ = select.select([fuse, stop], [], [])
             if stop in ready:
                 return
-            answer_one(fuse)
+            try:
+                answer_one(fuse)
+            except OSError as error:
+                if error.errno == errno.ENODEV:  # it is unmounted
+                    return
+                if error.errno not in (errno.EAGAIN, errno.ENOENT):  # who asked has gone
+                    raise
 
     thread = threading.Thread(target=answer)
     thread.start()

@@ -32,8 +32,12 @@ def test_never_more_than_the_kernel_offers_nor_than_is_wanted(
 def test_a_kernel_that_offers_all_gets_all_that_is_wanted() -> None:
     result = negotiate(InitRequest(7, 45, 131072, EVERYTHING))
     assert result.flags == WANTED
-    assert result.passthrough and result.resend and result.readdirplus and result.idmap
+    assert result.passthrough and result.readdirplus and result.idmap
     assert (result.max_background, result.congestion_threshold, result.max_write) == (512, 384, 4096)
+
+
+def test_nothing_is_asked_to_be_sent_again_the_in_flight_table_has_it() -> None:
+    assert not negotiate(InitRequest(7, 45, 131072, EVERYTHING)).flags & InitFlag.HAS_RESEND
 
 
 def test_the_answer_lies_where_the_kernel_reads_it() -> None:
@@ -47,7 +51,7 @@ def test_the_answer_lies_where_the_kernel_reads_it() -> None:
 
 def test_a_kernel_of_linux_5_4_gets_what_it_knows() -> None:
     result = negotiate(InitRequest(7, 31, 131072, 2**27 - 1))
-    assert not result.passthrough and not result.resend and result.readdirplus and not result.idmap
+    assert not result.passthrough and result.readdirplus and not result.idmap
     assert result.flags >> 27 == 0 and result.max_pages == 256
 
 
