@@ -56,12 +56,14 @@ class Credentials:
 
     @property
     def authorization(self) -> str:
-        """The value of HTTP's Authorization header (RFC 9110, 11.6.2; RFC 7617; RFC 6750)."""
+        """The value of HTTP's Authorization header (RFC 9110, 11.6.2; RFC 7617; RFC 6750), or ""."""
         given = dict(self.values)
         if "authorization" in given:
             return given["authorization"]
         if "bearer_token" in given:
             return f"Bearer {given['bearer_token']}"
+        if "username" not in given:
+            return ""
         pair = f"{given['username']}:{given['password']}"
         return "Basic " + base64.b64encode(pair.encode()).decode("ascii")
 
@@ -69,17 +71,21 @@ class Credentials:
 OWN: Final = Credentials()
 
 
-def credentials_of(uri: str, secrets: Mapping[str, str]) -> Credentials:
-    """The credentials that a publish of `uri` brings. Raises BadRequest, which names names only."""
+def credentials_of(uri: str, secrets: Mapping[str, str], query: str = "") -> Credentials:
+    """The credentials that a publish of `uri` brings; `query` is that of a presigned URL, which it names.
+
+    Raises BadRequest, which names names only.
+    """
     scheme = uri.partition("://")[0]
+    presigned = (("query", query),) if query else ()
     if not secrets:
-        return OWN
+        return Credentials("http", presigned) if query else OWN
     known = _NAMES.get(scheme)
     if known is None:
         raise BadRequest(f"secrets: none are taken for {scheme}://, only for {', '.join(_NAMES)}")
     values = _named(secrets, known)
     _check_complete(values, "s3" if known is _S3 else "http")
-    return Credentials("s3" if known is _S3 else "http", tuple(sorted(values.items())))
+    return Credentials("s3" if known is _S3 else "http", tuple(sorted((*values.items(), *presigned))))
 
 
 def _named(secrets: Mapping[str, str], known: Mapping[str, str]) -> dict[str, str]:

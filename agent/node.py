@@ -39,6 +39,7 @@ from agent.mount.promotion import Promoted, Promotion
 from agent.mount.reads import Buffers
 from agent.mount.revisions import Revisions
 from agent.origin.catalog import Origins
+from agent.origin.http_query import named
 from agent.transfer.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -155,13 +156,14 @@ class Node:
 
 def _order(request: MountRequest) -> MountOrder:
     secrets = {name: secret.get_secret_value() for name, secret in request.secrets.items()}
+    uri, query = named(request.uri)
     return MountOrder(
-        uri=request.uri,
+        uri=uri,
         revision=request.revision,
         view=View(request.sub_path, request.include, request.exclude),
         prefetch=request.prefetch,
         on_origin_down=request.on_origin_down,
-        credentials=credentials_of(request.uri, secrets),
+        credentials=credentials_of(uri, secrets, query),
     )
 
 

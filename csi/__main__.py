@@ -82,7 +82,7 @@ def _mount(arguments: argparse.Namespace) -> None:
         path = mount(arguments.csi_socket, _attributes(arguments), arguments.target, secrets)
     except CallFailed as error:
         raise _Failed(str(error)) from error
-    _say(f"{arguments.uri} is on {path}")
+    _say(f"{arguments.uri.partition('?')[0]} is on {path}")
 
 
 def _umount(arguments: argparse.Namespace) -> None:

@@ -118,7 +118,7 @@ class NodeService:
     async def _bind(self, place: Place, mount: MountView, wanted: Publication) -> None:
         note: Message = {
             "volume": wanted.volume,
-            "uri": wanted.request.uri,
+            "uri": mount.uri,  # its name, without the credentials of a presigned one
             "wanted": wanted.wanted,
             "revision": mount.revision,
             "files": mount.files,

@@ -22,6 +22,7 @@ from agent.content import Dataset, ObjectRef
 from agent.errors import AccessDenied, BadRequest
 from agent.identity import OWN, Credentials
 from agent.metrics import Metrics
+from agent.origin.http_query import Queries
 from agent.origin.receiver import Receiver
 from agent.origin.url import canonical, endpoint_of
 from agent.source import Budget, Origin, Sink
@@ -48,6 +49,7 @@ class Origins:
         self._settings = dict(settings)
         self._receiver = receiver
         self._metrics = metrics
+        self._queries = Queries()  # of URLs that an index named
         self._origins: dict[_Key, Origin] = {}
         self._users: Counter[Credentials] = Counter()  # grants and questions under way
         self._grants: dict[
@@ -148,7 +150,7 @@ class Origins:
         if key not in self._origins:
             settings = self._settings[prefix] if prefix else OriginConfig()
             name = prefix or f"{kind}://"
-            self._origins[key] = _made(kind, settings, self._receiver, name, uri, credentials)
+            self._origins[key] = _made(kind, settings, self._receiver, name, uri, credentials, self._queries)
         return self._origins[key]
 
 
@@ -182,7 +184,13 @@ def _prepare_s3() -> None:
 
 
 def _made(
-    kind: str, settings: OriginConfig, receiver: Receiver, name: str, uri: str, credentials: Credentials
+    kind: str,
+    settings: OriginConfig,
+    receiver: Receiver,
+    name: str,
+    uri: str,
+    credentials: Credentials,
+    queries: Queries,
 ) -> Origin:
     if kind == "s3":
         from agent.origin.s3 import S3Origin
@@ -190,9 +198,9 @@ def _made(
         return S3Origin(settings, receiver, name, credentials)
     if kind == "http":
         from agent.origin.http import HttpOrigin
-        from agent.origin.http_access import only_at
+        from agent.origin.http_access import Access
 
-        return HttpOrigin(settings, receiver, name, only_at(uri, credentials))
+        return HttpOrigin(settings, receiver, name, Access(uri, credentials, queries))
     if credentials:
         raise BadRequest(f"secrets: none are taken for {kind}://")
     if kind == "file":

@@ -8,13 +8,14 @@ to no other: not to one that a redirect or an index leads to.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from urllib.parse import unquote, urlsplit
 
 from agent.config import OriginConfig
 from agent.content import Dataset, Extent, ListedObject, ObjectRef, build_dataset
 from agent.errors import BadRequest, OriginError, OriginMisbehaved
 from agent.origin.budget import budget_of
-from agent.origin.http_access import Authorize, nothing_sent
+from agent.origin.http_access import Access
 from agent.origin.http_index import is_index, listing
 from agent.origin.http_metadata import MAX_REDIRECTS, Described, Metadata
 from agent.origin.http_version import checker, conditions, proves_the_bytes, version_text
@@ -41,16 +42,16 @@ class HttpOrigin:
         settings: OriginConfig,
         receiver: Receiver,
         name: str = "http",
-        authorize: Authorize = nothing_sent,
+        access: Access | None = None,
     ) -> None:
         """`name` is the prefix that the settings belong to; budgets and metrics go by it.
 
-        `authorize` gives the headers that prove a right at a URL.
+        `access` proves the right at a URL; without it the agent has none.
         """
         self._settings = settings
         self._receiver = receiver
-        self._authorize = authorize
-        self._metadata = Metadata(settings, authorize)
+        self._access = Access() if access is None else access
+        self._metadata = Metadata(settings, self._access)
         self._budget = budget_of(settings, name)
 
     def budget(self, ref: ObjectRef) -> Budget:
@@ -59,6 +60,7 @@ class HttpOrigin:
 
     async def resolve(self, uri: str) -> Dataset:
         """The tree of the index, or the one file, at `uri`. Raises OriginError, BadRequest."""
+        uri = self._access.named(uri)
         url = canonical(uri)
         if is_index(url, None):
             return await self._tree(uri, url)
@@ -69,9 +71,9 @@ class HttpOrigin:
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
         """Receive `[sink.position, sink.end)`, following redirects. Raises OriginError."""
-        url = canonical(ref.uri)
         if sink.position >= sink.end:
             return
+        url = self._access.sent(canonical(ref.uri))
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 await self._receiver.receive(self._get(ref, url, sink), sink)
@@ -89,7 +91,12 @@ class HttpOrigin:
         text = await self._metadata.read(url)
         allow = self._settings.allow_unversioned
         files = await asyncio.to_thread(listing, text, url, allow_unversioned=allow)
-        return build_dataset(uri, files)
+        return build_dataset(uri, [self._named(file) if "?" in file.ref.uri else file for file in files])
+
+    def _named(self, file: ListedObject) -> ListedObject:
+        """The same by the name of its URL, which may be presigned too."""
+        ref = file.ref
+        return replace(file, ref=ObjectRef(self._access.named(ref.uri), ref.version, ref.size))
 
     def _file(self, url: str, described: Described) -> ListedObject:
         name = unquote(urlsplit(url).path.rpartition("/")[2], errors="surrogateescape")
@@ -119,7 +126,7 @@ class HttpOrigin:
                 "Accept-Encoding": "identity",
                 "User-Agent": "headrace",
                 **conditions(ref.version),
-                **self._authorize(url),
+                **self._access.headers(url),
             },
             extent=extent,
             size=ref.size,

@@ -22,7 +22,7 @@ from agent.errors import (
     OriginUnavailable,
 )
 from agent.origin.budget import QUESTION_DEADLINE
-from agent.origin.http_access import Authorize, nothing_sent
+from agent.origin.http_access import Access
 from agent.origin.url import redirected, shown_url
 
 MAX_REDIRECTS = 5
@@ -44,9 +44,9 @@ class Described:
 class Metadata:
     """Questions to HTTP servers, with connections kept between them."""
 
-    def __init__(self, settings: OriginConfig, authorize: Authorize = nothing_sent) -> None:
+    def __init__(self, settings: OriginConfig, access: Access) -> None:
         self._settings = settings
-        self._authorize = authorize
+        self._access = access
         self._session: aiohttp.ClientSession | None = None
 
     async def describe(self, url: str) -> Described:
@@ -84,12 +84,13 @@ class Metadata:
     async def _ask(
         self, method: str, url: str, headers: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
+        url = self._access.sent(url)
         with _translated(url):
             for _ in range(MAX_REDIRECTS + 1):
                 async with self._opened().request(
                     method,
                     URL(url, encoded=True),
-                    headers={**headers, **self._authorize(url)},
+                    headers={**headers, **self._access.headers(url)},
                     allow_redirects=False,
                 ) as answer:
                     location = answer.headers.get("location")

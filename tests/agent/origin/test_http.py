@@ -10,6 +10,7 @@ import pytest
 from agent.config import OriginConfig
 from agent.content import ObjectRef
 from agent.errors import (
+    AccessDenied,
     BadRequest,
     ObjectMissing,
     OriginError,
@@ -60,6 +61,35 @@ async def test_a_file_is_read_by_its_strong_etag(server: WebServer, origin: Http
     with pytest.raises(VersionChanged) as raised:
         await read_object(origin, entry.ref)
     assert "secret" not in str(raised.value)
+
+
+async def test_a_presigned_query_is_sent_but_is_in_no_name(server: WebServer, origin: HttpOrigin) -> None:
+    server.paths["/m/f"] = Resource.tagged(b"x" * 10)
+    dataset = await origin.resolve(f"{server.url}/m/f?id=5&X-Amz-Signature=secret")
+    (entry,) = dataset.entries
+    assert dataset.uri == entry.ref.uri == f"{server.url}/m/f?id=5&query=redacted"
+    assert await read_object(origin, entry.ref) == b"x" * 10
+    assert {seen.path for seen in server.seen} == {"/m/f?id=5&X-Amz-Signature=secret"}
+
+
+async def test_presigned_urls_of_an_index_are_sent_but_are_in_no_name(
+    server: WebServer, origin: HttpOrigin
+) -> None:
+    server.paths["/m/f"] = Resource.tagged(b"x" * 10)
+    file = {"path": "f", "size": 10, "etag": server.paths["/m/f"].etag, "url": "f?sig=secret"}
+    server.paths["/m/index.json"] = Resource(json.dumps({"version": 1, "files": [file]}).encode())
+    (entry,) = (await origin.resolve(f"{server.url}/m/index.json?token=secret2")).entries
+    assert entry.ref.uri == f"{server.url}/m/f?query=redacted"
+    assert await read_object(origin, entry.ref) == b"x" * 10
+    assert [seen.path for seen in server.seen] == ["/m/index.json?token=secret2", "/m/f?sig=secret"]
+
+
+async def test_a_presigned_query_that_is_not_known_any_more_is_a_clear_refusal(
+    server: WebServer, origin: HttpOrigin
+) -> None:
+    with pytest.raises(AccessDenied, match="publish the whole URL again"):
+        await read_object(origin, ObjectRef(f"{server.url}/f?query=redacted", '"1"', 1))
+    assert not server.seen
 
 
 async def test_last_modified_and_length_are_a_version_where_the_etag_is_weak(
