@@ -36,6 +36,10 @@ class Warming:
         self._task.cancel()
         self._filler.disown(self)
 
+    async def ended(self) -> None:
+        """Wait until nothing more is wanted, and what was wanted is there or cannot be had."""
+        await asyncio.wait([self._task])
+
     async def _run(self) -> None:
         for entry in self._dataset.entries:
             try:
@@ -45,6 +49,8 @@ class Warming:
             if self._full is not None:
                 log.warning("%s: the rest stays at the origin: %s", self._dataset.uri, self._full)
                 return
+        for _ in range(WINDOW):  # until the last ones have ended
+            await self._room.acquire()
         if self._failed:
             log.warning("%s: %d chunks could not be filled ahead", self._dataset.uri, self._failed)
 

@@ -113,7 +113,7 @@ def _credentials(found: object) -> Credentials:
     if not isinstance(found, list):
         return OWN
     scheme, values = found
-    return Credentials(str(scheme), tuple(sorted((str(k), str(v)) for k, v in values.items())))
+    return Credentials(str(scheme), tuple(sorted((str(k), str(v)) for k, v in dict(values).items())))
 
 
 def _init(found: object) -> InitResult | None:

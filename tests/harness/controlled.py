@@ -25,6 +25,7 @@ class InMemoryAgent:
     def __init__(self) -> None:
         self.failure: BaseException | None = None
         self.known: dict[str, MountView] = {}
+        self.requests: list[MountRequest] = []
 
     async def status(self) -> StatusView:
         self._fail()
@@ -44,6 +45,7 @@ class InMemoryAgent:
 
     async def mount(self, request: MountRequest) -> MountView:
         self._fail()
+        self.requests.append(request)
         view = MountView(mount=f"m-{len(self.known)}", uri=request.uri, revision=DATASET.revision)
         self.known[view.mount] = view
         return view

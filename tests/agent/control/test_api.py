@@ -7,6 +7,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 
 from agent import errors
 from agent.control.api import MAX_BODY, STATUSES, to_status
@@ -196,3 +197,46 @@ async def test_a_dataset_that_is_not_known_is_a_404(client: AdminClient) -> None
     with pytest.raises(AdminError) as caught:
         await client.objects("nothing")
     assert (caught.value.status, caught.value.code) == (404, "ObjectMissing")
+
+
+async def test_a_mount_request_carries_all_that_a_volume_may_ask_for(
+    client: AdminClient, agent: InMemoryAgent
+) -> None:
+    request = MountRequest(
+        uri="s3://models/x",
+        revision="ab" * 16,
+        sub_path="a/b",
+        include=("*.b", "*.a"),
+        exclude=("tmp/",),
+        prefetch="none",
+        on_origin_down="last",
+        secrets={"access_key_id": SecretStr("hush")},
+    )
+    await client.mount(request)
+    assert agent.requests == [request]
+    assert "hush" not in repr(agent.requests)
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"uri": "s3://x", "secrets": {"hush-1": 7}}, "secrets"),
+        ({"uri": "s3://x", "secrets": ["hush-1"]}, "secrets"),
+        ({"uri": "s3://x", "secrets": {str(n): "hush-1" for n in range(9)}}, "secrets"),
+        ({"uri": "s3://x", "sub_path": "../hush-1"}, "sub_path"),
+        ({"uri": "s3://x", "include": "hush-1"}, "include"),
+        ({"uri": "s3://x", "prefetch": "hush-1"}, "prefetch"),
+        ({"uri": "s3://x", "revision": "hush-1"}, "revision"),
+        ({"uri": "s3://x", "on_origin_down": None}, "on_origin_down"),
+        ({"uri": "s3://x", "subPath": "hush-1"}, "subPath"),
+    ],
+)
+async def test_a_mount_request_that_is_wrong_names_its_field_and_repeats_no_value(
+    raw: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture, body: dict[str, object], field: str
+) -> None:
+    caplog.set_level("DEBUG")
+    async with raw.post("/v1/mounts", json=body) as answer:
+        assert answer.status == 400
+        message = (await answer.json())["message"]
+    assert message.startswith(f"{field}: ")
+    assert "hush-1" not in message + caplog.text
