@@ -31,12 +31,13 @@ def processes_left() -> list[str]:
 
 
 def mounts(below: tuple[Path, ...]) -> set[Path]:
-    """Where file systems of Headrace are mounted below these directories, as seen by this process."""
+    """Where file systems and trees of Headrace are mounted below these directories, for this process."""
     found = set()
     for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
         before, _, behind = line.partition(" - ")
-        if behind.split(" ", 1)[0] == FILE_SYSTEM:
-            found.add(Path(before.split(" ")[4]))
+        _, _, _, root, point, *_ = before.split(" ")
+        if behind.split(" ", 1)[0] == FILE_SYSTEM or "/trees/" in root:
+            found.add(Path(point))
     return {mount for mount in found if any(mount.is_relative_to(directory) for directory in below)}
 
 
