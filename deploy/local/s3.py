@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,11 @@ class SeaweedS3:
         self.endpoint = f"http://127.0.0.1:{port}"
         self._write_identities()
         self._log = (self.directory / "weed.log").open("wb")
-        self._client: Any = self._connect()
+        self._client: Any = sdk_client(self.endpoint, self.access_key, self.secret_key)
         self._process = self._start(self._command(master, volume, filer, admin))
         try:
-            self._await_ready(ready_within)
+            if not answers(self._process, self._probe, ready_within):
+                raise RuntimeError(f"weed did not become ready; its log is {self.directory / 'weed.log'}")
         except BaseException:
             self.stop()
             raise
@@ -57,12 +59,7 @@ class SeaweedS3:
 
     def environment(self) -> dict[str, str]:
         """What an SDK needs in its environment to reach this server with these credentials."""
-        return {
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_DEFAULT_REGION": self.region,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        return sdk_environment(self.access_key, self.secret_key)
 
     def client(self) -> Any:
         """A botocore S3 client of this server, for what the helpers below do not do."""
@@ -142,27 +139,43 @@ class SeaweedS3:
             f"-volume.max={VOLUMES}",
         ]
 
-    def _connect(self) -> Any:
-        settings = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
-        return botocore.session.Session().create_client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=settings,
-        )
+    def _probe(self) -> None:
+        self.put("ready-probe", "probe", b"0" * 8192)
 
-    def _await_ready(self, within: float) -> None:
-        deadline = time.monotonic() + within
-        while time.monotonic() < deadline:
-            with contextlib.suppress(BotoCoreError, ClientError):
-                self.put("ready-probe", "probe", b"0" * 8192)
-                return
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=0.05)
-                break
-        raise RuntimeError(f"weed did not become ready; its log is {self.directory / 'weed.log'}")
+
+def sdk_environment(access_key: str, secret_key: str) -> dict[str, str]:
+    """What an SDK needs in its environment to use these credentials and no others."""
+    return {
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def sdk_client(endpoint: str, access_key: str, secret_key: str) -> Any:
+    """A botocore S3 client that asks once and puts buckets into the path."""
+    return botocore.session.Session().create_client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=REGION,
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+    )
+
+
+def answers(process: subprocess.Popen[bytes], probe: Callable[[], object], within: float) -> bool:
+    """Whether a server process answers a probe within so many seconds; it is asked again until it does."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        with contextlib.suppress(BotoCoreError, ClientError):
+            probe()
+            return True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+            return False
+    return False
 
 
 def weed() -> str:

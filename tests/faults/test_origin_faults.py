@@ -5,12 +5,14 @@ The server behind the scripted proxy is real; each fault comes once, or for ever
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,19 @@ FAULTS: dict[str, Fault] = {
 buckets = (f"faults-{number}" for number in itertools.count())
 
 
+@contextlib.contextmanager
+def mounted(line: Line, *names: str) -> Iterator[tuple[str, Path]]:
+    """A bucket of files with DATA, and its mount."""
+    bucket = next(buckets)
+    for name in names:
+        line.stack.s3.put(bucket, name, DATA)
+    mount = line.stack.mount(f"s3://{bucket}")
+    try:
+        yield bucket, mount
+    finally:
+        line.stack.umount(mount)
+
+
 def read_whole(path: Path) -> subprocess.CompletedProcess[str]:
     """Read a file; a reader that takes longer than the patience allows fails the test."""
     return run([sys.executable, str(READER), "sequential", str(path)], within=2 * PATIENCE + SLACK)
@@ -66,10 +81,7 @@ def assert_recovers(path: Path) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_that_comes_once_is_not_noticed(line: Line, name: str) -> None:
-    bucket = next(buckets)
-    line.stack.s3.put(bucket, "f", DATA)
-    mount = line.stack.mount(f"s3://{bucket}")
-    try:
+    with mounted(line, "f") as (bucket, mount):
         line.proxy.fault(FAULTS[name], key=f"{bucket}/f", times=1)
         ended = read_whole(mount / "f")
         if name == "403":  # refused credentials are final until the next read
@@ -77,16 +89,11 @@ def test_a_fault_that_comes_once_is_not_noticed(line: Line, name: str) -> None:
         else:
             assert ended.stdout.startswith(DIGEST), ended.stderr
         assert line.proxy.object_gets(f"{bucket}/f")
-    finally:
-        line.stack.umount(mount)
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_that_stays_ends_in_a_clean_error_or_right_bytes(line: Line, name: str) -> None:
-    bucket = next(buckets)
-    line.stack.s3.put(bucket, "f", DATA)
-    mount = line.stack.mount(f"s3://{bucket}")
-    try:
+    with mounted(line, "f") as (bucket, mount):
         line.proxy.fault(FAULTS[name], key=f"{bucket}/f", times=None)
         ended = read_whole(mount / "f")
         if ended.returncode == 0:
@@ -95,16 +102,10 @@ def test_a_fault_that_stays_ends_in_a_clean_error_or_right_bytes(line: Line, nam
             assert "Input/output error" in ended.stderr or "Permission denied" in ended.stderr, ended.stderr
         line.proxy.clear()
         assert_recovers(mount / "f")
-    finally:
-        line.stack.umount(mount)
 
 
 def test_with_the_origin_down_what_is_here_is_served_and_the_rest_recovers(line: Line) -> None:
-    bucket = next(buckets)
-    line.stack.s3.put(bucket, "here", DATA)
-    line.stack.s3.put(bucket, "there", DATA)
-    mount = line.stack.mount(f"s3://{bucket}")
-    try:
+    with mounted(line, "here", "there") as (_, mount):
         assert read("sequential", mount / "here") == [DIGEST]
         line.proxy.down()
         assert read("mapped", mount / "here") == [DIGEST]
@@ -112,30 +113,17 @@ def test_with_the_origin_down_what_is_here_is_served_and_the_rest_recovers(line:
         assert "Input/output error" in refused.stderr
         line.proxy.up()
         assert_recovers(mount / "there")
-    finally:
-        line.stack.umount(mount)
 
 
 def test_an_object_that_vanishes_is_stale_and_its_neighbour_is_not(line: Line) -> None:
-    bucket = next(buckets)
-    line.stack.s3.put(bucket, "gone", DATA)
-    line.stack.s3.put(bucket, "kept", DATA)
-    mount = line.stack.mount(f"s3://{bucket}")
-    try:
+    with mounted(line, "gone", "kept") as (bucket, mount):
         line.stack.s3.delete(bucket, "gone")
         assert "Stale file handle" in read_whole(mount / "gone").stderr
         assert read("sequential", mount / "kept") == [DIGEST]
-    finally:
-        line.stack.umount(mount)
 
 
 def test_eight_cold_readers_make_one_request_for_each_chunk(line: Line) -> None:
-    bucket = next(buckets)
-    line.stack.s3.put(bucket, "f", DATA)
-    mount = line.stack.mount(f"s3://{bucket}")
-    try:
+    with mounted(line, "f") as (bucket, mount):
         assert read_by_many("sequential", 8, mount / "f") == [[DIGEST]] * 8
         ranges = [seen.range or "none" for seen in line.proxy.object_gets(f"{bucket}/f")]
         assert sorted(ranges) == sorted({f"bytes=0-{8 * MIB - 1}", f"bytes={8 * MIB}-{len(DATA) - 1}"})
-    finally:
-        line.stack.umount(mount)

@@ -9,15 +9,10 @@ import contextlib
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import botocore.session  # type: ignore[import-untyped]
-from botocore.config import Config  # type: ignore[import-untyped]
-from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
-
-from tests.harness.s3 import REGION, free_ports
+from tests.harness.s3 import REGION, answers, free_ports, sdk_client, sdk_environment
 
 
 class MotoS3:
@@ -40,28 +35,17 @@ class MotoS3:
             env={"PATH": os.environ["PATH"], "HOME": str(directory)},
             start_new_session=True,
         )
-        self._client: Any = botocore.session.Session().create_client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name=self.region,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
-        )
+        self._client: Any = sdk_client(self.endpoint, self.access_key, self.secret_key)
         try:
-            self._await_ready(ready_within)
+            if not answers(self._process, self._client.list_buckets, ready_within):
+                raise RuntimeError("moto's server did not become ready")
         except BaseException:
             self.stop()
             raise
 
     def environment(self) -> dict[str, str]:
         """What an SDK needs in its environment to reach this server."""
-        return {
-            "AWS_ACCESS_KEY_ID": self.access_key,
-            "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_DEFAULT_REGION": self.region,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        return sdk_environment(self.access_key, self.secret_key)
 
     def client(self) -> Any:
         """A botocore S3 client of this server."""
@@ -85,14 +69,3 @@ class MotoS3:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-
-    def _await_ready(self, within: float) -> None:
-        deadline = time.monotonic() + within
-        while time.monotonic() < deadline:
-            with contextlib.suppress(BotoCoreError, ClientError):
-                self._client.list_buckets()
-                return
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=0.05)
-                break
-        raise RuntimeError("moto's server did not become ready")

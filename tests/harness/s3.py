@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from deploy.local.s3 import REGION, SeaweedS3, free_ports, weed
+from deploy.local.s3 import REGION, SeaweedS3, answers, free_ports, sdk_client, sdk_environment, weed
 
-__all__ = ["REGION", "SeaweedS3", "free_ports", "weed"]
+__all__ = ["REGION", "SeaweedS3", "answers", "free_ports", "sdk_client", "sdk_environment", "weed"]
