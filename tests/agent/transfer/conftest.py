@@ -1,12 +1,16 @@
-"""A certificate for 127.0.0.1 that nobody signed but its own key."""
+"""An engine, and a certificate for 127.0.0.1 that nobody signed but its own key."""
 
 from __future__ import annotations
 
 import ssl
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
+from agent.clock import SystemClock
+from agent.transfer.engine import Engine
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +29,10 @@ def server_context(certificate: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     return context
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    made = Engine(4, SystemClock())
+    yield made
+    await made.close()
