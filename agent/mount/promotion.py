@@ -71,7 +71,10 @@ class Promotion:
         mounts = {mount.mount: mount for mount in held if mount.kind == "tree"}
         bound = {name for name, mount in mounts.items() if mount.bound}
         for name in mounts.keys() - bound:
-            await self._given_up(name)
+            try:
+                await self._given_up(name)
+            except HolderError as error:
+                log.error("cannot take the mount %s away, which no target shows: %s", name, error)
         self._promoted = {}
         self._count()
         for directory, lease in await self._store.leases():

@@ -187,6 +187,18 @@ async def test_a_successor_takes_away_what_nobody_shows(site: Site) -> None:
     assert await site.store.leases() == []
 
 
+async def test_a_holder_that_ends_meanwhile_does_not_stop_a_successor(site: Site) -> None:
+    await site.promotion.publish(SHOWN, DATASET)
+    site.claim.close()
+    claim, table, held = Holder.claim(site.holder.socket, "test")
+    os.close(table.fd)
+    site.claim = claim
+    site.holder.kill()
+    successor = Promotion(site.store, claim, ManualClock(), Metrics(), enabled=True)
+    await successor.adopt(held)
+    assert successor.listing() == [] and site.trees() == []
+
+
 def test_a_tree_is_made_of_the_names_and_times_that_fuse_shows() -> None:
     directories, files = contents(Tree(DATASET))
     assert [(item.path, item.mtime_ns) for item in directories] == [(b"", 9), (b"d", 5)]
