@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -16,12 +15,13 @@ WITHIN = 30.0  # seconds for a call; a publish fails in 10
 Mode = csi_pb2.VolumeCapability.AccessMode
 
 
-@dataclass(frozen=True)
 class Refusal(Exception):
     """How a call failed."""
 
-    code: grpc.StatusCode
-    message: str
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(f"{code.name}: {message}")
+        self.code = code
+        self.message = message
 
 
 class Kubelet:
