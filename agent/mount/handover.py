@@ -66,11 +66,12 @@ class Handover:
             timer = self._clock.call_later(LAST_WAIT, self._back.set)
             await self._back.wait()
             timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        self._table.close()
+                await task
+            self._table.close()
 
     async def _run(self) -> None:
         while True:
