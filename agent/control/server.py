@@ -21,7 +21,9 @@ from agent.errors import ConfigError
 log = logging.getLogger(__name__)
 
 SHUTDOWN = 2.0  # seconds that requests under way may still take; a mount of a dead origin would take minutes
-BACKLOG = 64
+# Connections that may wait to be accepted: where they are too many connect(2) on a UNIX socket fails at once
+# (EAGAIN), and a node that boots publishes hundreds of volumes together.
+BACKLOG = 1024
 
 _PEER = struct.Struct("3i")  # struct ucred of unix(7): pid, uid, gid
 
@@ -45,7 +47,7 @@ async def serve_admin(app: web.Application, path: Path) -> web.AppRunner:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN)
     try:
         await runner.setup()
-        await web.SockSite(runner, listener).start()
+        await web.SockSite(runner, listener, backlog=BACKLOG).start()
     except BaseException:
         listener.close()
         await runner.cleanup()

@@ -200,3 +200,13 @@ async def test_a_metrics_address_of_another_machine_is_refused_in_one_line() -> 
         ConfigError, match=r"^metrics\.listen: cannot listen on 192\.0\.2\.1:9464: .*; choose another$"
     ):
         await serve_metrics(web.Application(), ("192.0.2.1", 9464))
+
+
+async def test_hundreds_of_clients_may_come_at_once(admin_socket: Path) -> None:
+    clients = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) for _ in range(500)]
+    try:
+        for one in clients:  # the loop, which would accept them, has no turn meanwhile
+            one.connect(str(admin_socket))
+    finally:
+        for one in clients:
+            one.close()
