@@ -114,9 +114,10 @@ class Promotion:
                 promoted = self._promoted.get(name)
                 if promoted is None:
                     return await self._promote(name, shown, dataset)
-                # Again, because a holder that was restarted may have let go of a mount that nobody showed.
+                # Again, because a holder that was restarted has lost the record, and may have let go of a
+                # mount that nobody showed.
                 await asyncio.to_thread(self._mount, promoted.directory, name, shown)
-                return promoted
+                return await self._know(name, shown, promoted.directory, dataset)
             except (StoreError, HolderError) as error:
                 log.warning("%s is not promoted: %s", dataset.uri, error)
                 return None

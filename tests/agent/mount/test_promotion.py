@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import xxhash
 
 from agent.cache.index import Lease
 from agent.cache.store import Store, StoreLimits
-from agent.content import Dataset, Entry, ObjectRef
+from agent.content import Dataset, Entry, ObjectRef, View, narrow
 from agent.metrics import Metrics
 from agent.mount.holder import Holder
 from agent.mount.order import Shown
@@ -45,11 +45,11 @@ class Site:
     def trees(self) -> list[str]:
         return self.store.directories[0].trees.names()
 
-    def bind(self, target: Path) -> None:
+    def bind(self, target: Path, name: str = NAME) -> None:
         target.mkdir()
         command = self.holder.connect()
         with path_descriptor(target) as descriptor:
-            ask(command, "bind", {"mount": NAME, "target": str(target)}, [descriptor])
+            ask(command, "bind", {"mount": name, "target": str(target)}, [descriptor])
         command.close()
 
 
@@ -89,13 +89,35 @@ async def site() -> AsyncIterator[Site]:
 
 async def test_ten_publishes_at_once_make_one_mount_and_ten_unmounts_take_it_away(site: Site) -> None:
     found = await asyncio.gather(*(site.promotion.publish(SHOWN, DATASET) for _ in range(10)))
-    assert len({id(promoted) for promoted in found}) == 1 and found[0] is not None
+    assert found[0] is not None and all(promoted == found[0] for promoted in found)
     assert (found[0].name, found[0].files, found[0].bytes) == (NAME, 2, CHUNK + 7)
     assert site.mounted() and site.trees() == [NAME] and NAME in site.promotion
     assert await site.store.leased_keys() == {entry.ref.key for entry in DATASET.entries}
     await asyncio.gather(*(site.promotion.unmount(NAME) for _ in range(10)))
     assert not site.mounted() and site.trees() == [] and site.promotion.listing() == []
     assert await site.store.leases() == []
+
+
+async def test_two_views_and_two_identities_are_mounts_of_their_own(site: Site) -> None:
+    inner = replace(SHOWN, view=View("d"))
+    others = [inner, replace(SHOWN, identity="another")]
+    for shown in (SHOWN, *others):
+        await site.promotion.publish(shown, narrow(DATASET, shown.view))
+    assert len(site.trees()) == len(entries_below(site.holder.base)) == 3
+    mount = site.holder.base / "run" / "mounts" / tree_name(inner)
+    assert os.listdir(mount) == ["file"]
+
+
+async def test_many_promotions_leave_no_descriptor(site: Site) -> None:
+    shown = [replace(SHOWN, identity=str(number)) for number in range(30)]
+    counts = []
+    for _ in range(3):
+        await asyncio.gather(*(site.promotion.publish(one, DATASET) for one in shown))
+        assert len(site.promotion.listing()) == 30
+        await asyncio.gather(*(site.promotion.unmount(tree_name(one)) for one in shown))
+        counts.append((len(os.listdir("/proc/self/fd")), site.holder.descriptors()))
+    assert counts[1] == counts[2]
+    assert entries_below(site.holder.base) == [] and site.trees() == []
 
 
 async def test_a_publish_beside_an_unmount_is_mounted(site: Site) -> None:
@@ -176,6 +198,21 @@ async def test_a_successor_keeps_what_is_bound_also_where_its_lease_was_lost(sit
     successor = await adopted(site)
     assert [promoted.shown for promoted in successor.listing()] == [SHOWN]
     assert (site.holder.base / "target" / "d" / "file").exists()
+
+
+async def test_a_publish_mends_a_record_that_a_restarted_holder_has_lost(site: Site) -> None:
+    shown = replace(SHOWN, view=View("d"))
+    await site.promotion.publish(shown, narrow(DATASET, shown.view))
+    name = tree_name(shown)
+    site.bind(site.holder.base / "target", name)
+    site.claim.close()
+    site.holder.kill()
+    site.holder = HolderProcess(site.holder.base)
+    successor = await adopted(site)
+    assert [(promoted.name, promoted.shown.uri) for promoted in successor.listing()] == [(name, SHOWN.uri)]
+    promoted = await successor.publish(shown, narrow(DATASET, shown.view))
+    assert promoted is not None and (promoted.shown, promoted.files) == (shown, 1)
+    site.holder.close()
 
 
 async def test_a_successor_takes_away_what_nobody_shows(site: Site) -> None:
