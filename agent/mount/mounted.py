@@ -283,7 +283,7 @@ class Mounted:
         """The reply to OPEN. Refused(ESTALE) makes the kernel look the name up again, and find the nodeid
         under which the file is served now."""
         ino, generation = split(nodeid)
-        current = self._passthrough.generation(ino, cached)
+        current = await self._passthrough.generation(ino, cached)
         # A file that is bound by itself is never looked up again: the second time, serve what it has.
         if generation != current and (generation % 2 or nodeid not in self._stale_told):
             self._stale_told.add(nodeid)

@@ -48,15 +48,21 @@ class Passthrough:
         """What the kernel agreed to in INIT."""
         self._allowed = allowed
 
-    def generation(self, ino: int, cached: CachedObject) -> int:
-        """The generation under which a file is served now; it moves on where that has changed."""
+    async def generation(self, ino: int, cached: CachedObject) -> int:
+        """The generation under which a file is served now; it moves on where that has changed.
+
+        To an odd one only with the backing id in hand: a kernel that is told ESTALE looks up once more and
+        not twice, so an open that was sent on to a nodeid without an id would fail.
+        """
         generation = self.generations.get(ino, 0)
-        has_id = join(ino, generation) in self.backing
-        wanted = cached.complete and self._allowed and (has_id or self._loop.time() >= self._not_before)
-        if wanted != bool(generation % 2):
-            generation += 1
-            self.generations[ino] = generation
-        return generation
+        nodeid = join(ino, generation | 1)
+        fit = cached.complete and self._allowed
+        wanted = fit and (nodeid in self.backing or self._loop.time() >= self._not_before)
+        if wanted and generation % 2 == 0:
+            wanted = await self.backing_id(nodeid, cached) is not None
+        if self.generations.get(ino, 0) == generation and wanted != bool(generation % 2):
+            self.generations[ino] = generation + 1
+        return self.generations.get(ino, 0)
 
     async def backing_id(self, nodeid: int, cached: CachedObject) -> int | None:
         """The id for a passthrough open; None where there is none now: the next generation is an even one.
@@ -89,7 +95,8 @@ class Passthrough:
 
     def _decline(self, nodeid: int, error: HolderError) -> None:
         ino, generation = split(nodeid)
-        self.generations[ino] = max(self.generations.get(ino, 0), generation + 1)
+        if self.generations.get(ino, 0) == generation:
+            self.generations[ino] = generation + 1
         self._not_before = self._loop.time() + HOLD_OFF
         if isinstance(error, HolderRefused) and error.code in NEVER:
             self._allowed = False
