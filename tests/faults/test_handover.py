@@ -7,18 +7,23 @@ What is read is cold (from an origin that is slow, so that reads are in flight a
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
 import struct
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from csi.holder.client import HolderConnection
+from csi.holder.mountinfo import mount_entries
 from deploy.local.layout import AgentSettings, OriginSettings
 from deploy.local.process import StackError
 from deploy.local.stack import CHECKOUT, LocalStack
@@ -84,6 +89,28 @@ class Site:
     def holder(self) -> HolderConnection:
         return HolderConnection.open(str(self.stack.layout.holder_socket), "command", "test", WITHIN)
 
+    def csi(self, *arguments: str) -> list[str]:
+        command, *rest = arguments
+        return [
+            sys.executable,
+            "-m",
+            "csi",
+            command,
+            "--csi-socket",
+            str(self.stack.layout.csi_socket),
+            *rest,
+        ]
+
+    def status(self) -> list[dict[str, Any]]:
+        """`headrace-csi status --json`."""
+        layout = self.stack.layout
+        sockets = ("--holder-socket", str(layout.holder_socket), "--admin-socket", str(layout.admin_socket))
+        found = json.loads(
+            self.stack.run([sys.executable, "-m", "csi", "status", *sockets, "--json"], WITHIN)
+        )
+        assert isinstance(found, list)
+        return found
+
     def descriptors(self, name: str) -> int:
         return len(os.listdir(f"/proc/{self.stack.process(name).pid}/fd"))
 
@@ -100,15 +127,17 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def other_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same code under another version."""
-    tree = tmp_path_factory.mktemp("build")
+def other_build() -> Iterator[Path]:
+    """The same code under another version, where the agent's user can read it."""
+    tree = Path(tempfile.mkdtemp(prefix="headrace-build-"))
+    tree.chmod(0o755)
     for package in ("agent", "csi", "deploy", "preload"):
         shutil.copytree(CHECKOUT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
     about = tree / f"headrace-{OTHER_BUILD}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: headrace\nVersion: {OTHER_BUILD}\n")
-    return tree
+    yield tree
+    shutil.rmtree(tree)
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +258,72 @@ class TestUnderReadersTenTimes:
         go_on_reading(site, data, tmp_path, REPLACED[how], 10)
         assert site.descriptors("holder") < 30
         assert site.descriptors("agent") < 300
+
+
+MOUNTS = 5
+
+
+@pytest.mark.timeout(120)
+def test_a_new_holder_knows_five_volumes_and_unpublishes_them(site: Site) -> None:
+    bucket = next(buckets)
+    for number in range(MOUNTS):
+        site.stack.s3.put(bucket, f"d{number}/file", b"bytes")
+    targets = [site.stack.mount(f"s3://{bucket}/d{number}") for number in range(MOUNTS)]
+    before = site.descriptors("holder")
+    site.kill_holder()
+    status = {mount["targets"][0]: mount for mount in site.status()}
+    assert sorted(status) == sorted(map(str, targets))
+    assert {mount["uri"] for mount in status.values()} == {f"s3://{bucket}/d{n}" for n in range(MOUNTS)}
+    assert site.descriptors("holder") == before
+    for target in targets:
+        assert run(["cat", str(target / "file")]).stdout == "bytes"
+        site.stack.umount(target)
+    assert site.status() == []
+    assert not [entry for entry in mount_entries() if str(site.stack.layout.root) in entry.point]
+
+
+@pytest.mark.timeout(120)
+def test_without_a_holder_complete_files_are_read_and_new_mounts_are_refused(site: Site) -> None:
+    bucket = next(buckets)
+    for name in ("open", "fresh"):
+        site.stack.s3.put(bucket, name, b"bytes")
+    target = site.stack.mount(f"s3://{bucket}")
+    assert run(["cat", str(target / "open"), str(target / "fresh")]).stdout == "bytesbytes"
+    assert run(["cat", str(target / "open")]).stdout == "bytes"  # complete now: it gets a backing id
+    site.stack.kill_holder()
+    assert run(["cat", str(target / "open"), str(target / "fresh")]).stdout == "bytesbytes"
+    with pytest.raises(StackError, match="holder"):
+        site.stack.mount(f"s3://{bucket}/fresh")
+    site.stack.start_holder()
+    site.await_connected()
+    assert run(["cat", str(target / "fresh")]).stdout == "bytes"
+    site.stack.umount(target)
+
+
+@pytest.mark.timeout(120)
+def test_when_both_died_at_once_the_dead_mount_is_replaced_and_unpublished(site: Site) -> None:
+    bucket = next(buckets)
+    site.stack.s3.put(bucket, "file", b"bytes")
+    dead, again = site.stack.mount(f"s3://{bucket}"), site.stack.mount(f"s3://{bucket}")
+    site.stack.kill_holder()
+    site.stack.kill_agent()
+    assert run(["cat", str(dead / "file")]).returncode != 0
+    site.stack.start_holder()
+    site.stack.start_agent()
+    site.stack.run(site.csi("mount", f"s3://{bucket}", str(again)), WITHIN)
+    assert run(["cat", str(again / "file")]).stdout == "bytes"
+    for target in (dead, again):
+        site.stack.umount(target)
+    assert site.status() == []
+
+
+@pytest.mark.timeout(120)
+def test_the_other_build_is_the_one_that_runs_after_an_upgrade(site: Site) -> None:
+    site.upgrade_agent()
+    assert site.stack.metrics()[f'headrace_build_info{{version="{OTHER_BUILD}"}}'] == 1
+    site.replaced("holder", site.stack.stop_holder, site.stack.start_holder)
+    connection = site.holder()
+    assert connection.build == OTHER_BUILD
+    connection.close()
+    site.upgrade_agent()
+    site.replaced("holder", site.stack.stop_holder, site.stack.start_holder)
