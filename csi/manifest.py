@@ -6,11 +6,12 @@ is a double-quoted scalar of printable ASCII (YAML 1.1 and 1.2, "Double-Quoted S
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 
 from csi.failures import InvalidArgument
-from csi.publication import mount_request
+from csi.publication import MAX_VOLUME_ID, mount_request
 
 # A lower-case RFC 1123 subdomain, as Kubernetes asks of the names of volumes and claims.
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
@@ -41,7 +42,7 @@ spec:
     name: {name}
   csi:
     driver: {driver}
-    volumeHandle: {name}
+    volumeHandle: {handle}
     readOnly: true
 {secret}    volumeAttributes:
 {attributes}
@@ -89,11 +90,18 @@ def manifest(attributes: Mapping[str, str], name: str, namespace: str, secret: s
     if not _URI.fullmatch(uri) or not _encodable(uri):
         raise BadManifest(f"URI: {uri!r} is no URI such as s3://bucket/path in UTF-8")
     _check_attributes(attributes)
-    texts = {"name": name, "namespace": namespace}
+    texts = {"name": name, "namespace": namespace, "handle": _handle(name)}
     quoted = {key: quote(text) for key, text in texts.items()}
     lines = "\n".join(f"      {key}: {quote(text)}" for key, text in attributes.items())
     reference = "" if secret is None else _SECRET.format(secret=quote(secret), namespace=quoted["namespace"])
     return _TEMPLATE.format(**quoted, driver=DRIVER, size=NOMINAL_SIZE, attributes=lines, secret=reference)
+
+
+def _handle(name: str) -> str:
+    """The volume's id: its name, or where that is too long for CSI a digest of it."""
+    if len(name) <= MAX_VOLUME_ID:
+        return name
+    return f"name-{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def _check_name(option: str, name: str) -> None:

@@ -13,7 +13,7 @@ import grpc
 from csi import services
 from csi.proto import csi_pb2
 
-MOUNT_DEADLINE = 330.0  # seconds: the agent's default patience with an origin, and some
+MOUNT_DEADLINE = 330.0  # seconds: what serve gives a long listing, and some
 UNMOUNT_DEADLINE = 60.0  # seconds
 MAX_SECRETS = 64 * 1024  # characters of a secrets file
 

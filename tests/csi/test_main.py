@@ -61,6 +61,36 @@ def test_mount_and_umount_do_what_they_say(holder: HolderProcess, serve: ServePr
     agent.close()
 
 
+def test_options_and_a_secrets_file_reach_the_agent(
+    holder: HolderProcess, serve: ServeProcess, tmp_path: Path
+) -> None:
+    secrets, agent = tmp_path / "secrets", SmallAgent(holder, serve.admin_socket)
+    secrets.write_text("# ours\n\naccess_key_id = hush=1\n")
+    options = ("--sub-path", "a/b", "--prefetch", "none", "--secrets-file", secrets)
+    with agent.serving():
+        mount = ("mount", "--csi-socket", serve.socket, *options, "s3://b/d", serve.pods / "a")
+        secrets.chmod(0o640)
+        fails(f"chmod 600 {secrets}", *mount)
+        secrets.chmod(0o600)
+        assert run(*mount).returncode == 0
+        run("umount", "--csi-socket", serve.socket, serve.pods / "a")
+        secrets.write_text("hush-hush\n")
+        fails("each line must be name=value", *mount)
+    agent.close()
+    (order,) = agent.orders
+    assert order["secrets"] == {"access_key_id": "hush=1"}
+    assert (order["sub_path"], order["prefetch"]) == ("a/b", "none")
+
+
+def test_a_wrong_option_is_named_by_its_attribute(serve: ServeProcess) -> None:
+    command = ("mount", "--csi-socket", serve.socket, "--prefetch", "yes", "s3://b/d", serve.pods / "a")
+    fails("volume_context.prefetch: ", *command)
+
+
+def test_registration_needs_the_directory_of_kubelet(serve: ServeProcess) -> None:
+    fails("is kubelet running here?", "serve", "--registration-socket", "/no/such/reg.sock")
+
+
 def test_a_symbolic_link_in_the_users_path_is_resolved(holder: HolderProcess, serve: ServeProcess) -> None:
     (holder.base / "shortcut").symlink_to(serve.pods)
     agent = SmallAgent(holder, serve.admin_socket)

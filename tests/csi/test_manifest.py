@@ -76,3 +76,32 @@ def test_a_namespace_that_kubernetes_refuses_is_refused(namespace: str) -> None:
 def test_what_is_no_uri_is_refused(uri: str) -> None:
     with pytest.raises(BadManifest, match=r"^URI: "):
         manifest({"uri": uri}, "a", "default")
+
+
+def test_attributes_and_a_secret_are_in_the_volume() -> None:
+    attributes = {"uri": "s3://b/d", "subPath": "a: b", "include": '*.bin,"q"', "prefetch": "all"}
+    volume, _ = yaml.safe_load_all(manifest(attributes, "a", "ml", "team-key"))
+    assert volume["spec"]["csi"]["volumeAttributes"] == attributes
+    assert volume["spec"]["csi"]["nodePublishSecretRef"] == {"name": "team-key", "namespace": "ml"}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("subPath", "../x"), ("prefetch", "yes"), ("include", ","), ("revision", "v1")]
+)
+def test_an_attribute_that_the_node_would_refuse_is_refused_before_it_is_applied(
+    attribute: str, value: str
+) -> None:
+    with pytest.raises(BadManifest, match=f"^{attribute}: "):
+        manifest({"uri": "s3://b/d", attribute: value}, "a", "default")
+
+
+def test_a_secrets_name_is_checked() -> None:
+    with pytest.raises(BadManifest, match="--secret: "):
+        manifest({"uri": "s3://b/d"}, "a", "default", "No Name")
+
+
+def test_a_long_name_makes_an_id_that_is_short_enough() -> None:
+    name = "a" + ".a" * 120
+    handle = documents("s3://b/d", name)[0]["spec"]["csi"]["volumeHandle"]
+    assert len(handle) <= 128
+    assert documents("s3://b/d", "short")[0]["spec"]["csi"]["volumeHandle"] == "short"
