@@ -31,7 +31,7 @@ class HeldMount:
     mount: str
     number: int
     fd: int
-    record: dict[str, object]
+    record: dict[str, object] = field(repr=False)  # may hold credentials
     backing: dict[int, int] = field(default_factory=dict)
     bound: int = 0
     kind: str = "fuse"

@@ -20,7 +20,7 @@ class Known:
 
     number: int
     fd: int | None
-    record: dict[str, object]
+    record: dict[str, object] = field(repr=False)  # may hold credentials
     backing: dict[int, int] = field(default_factory=dict)
     closing: set[int] = field(default_factory=set)  # nodeids whose ids are still to be closed
     owes_record: bool = False

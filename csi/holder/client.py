@@ -37,7 +37,7 @@ class HolderGone(Exception):
 class Answer:
     """One packet of an answer. `take` hands a descriptor over; the others are closed with `close`."""
 
-    message: Message
+    message: Message = field(repr=False)
     packet: Packet = field(repr=False)
 
     def take(self) -> int:

@@ -40,7 +40,7 @@ class Mount:
     descriptor: int | None
     directory: str
     device: str
-    record: Message
+    record: Message = field(repr=False)  # may hold credentials
     backing: dict[int, int] = field(default_factory=dict)
     root: str = "/"
     kind: str = "fuse"  # or "tree"

@@ -19,6 +19,7 @@ from csi.holder.targets import Targets
 
 ROLES = ("agent", "command")
 MAX_TARGET = 4096  # bytes, PATH_MAX of include/uapi/linux/limits.h
+SECRET = "credentials"  # the field of a record that is for the agent with the claim only
 MAX_DEPTH = 32  # of a record's nesting, far from what Python's JSON encoder can do
 _U64 = 1 << 64
 
@@ -48,7 +49,7 @@ class Request:
     """One request, with the descriptors that came along; those stay the server's."""
 
     client: Client
-    message: Message
+    message: Message = field(repr=False)
     descriptors: list[int]
 
     def text(self, name: str, limit: int) -> str:
@@ -99,7 +100,7 @@ class Request:
 class Reply:
     """One packet of an answer, and the holder's descriptor that goes along (a copy of it)."""
 
-    message: Message = field(default_factory=dict)
+    message: Message = field(default_factory=dict, repr=False)
     descriptor: int | None = None
 
 
@@ -307,7 +308,8 @@ class Operations:
 
     def _list(self, request: Request) -> Replies:
         for mount in self._mounts:
-            yield Reply(self._describe(mount, "mount"))
+            record = {name: value for name, value in mount.record.items() if name != SECRET}
+            yield Reply({**self._describe(mount, "mount"), "record": record})
             for page in pages(self._targets.of(mount)):
                 yield Reply({"part": "targets", "mount": mount.name, "targets": page})
         yield Reply({"part": "end"})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.mount.holder import Holder
 from csi.holder import kernel
 from csi.holder.client import HolderConnection, HolderGone
 from csi.holder.protocol import Message, Refused
@@ -267,3 +268,21 @@ class TestAccess:
             with pytest.raises(HolderGone, match=f"uid {THIRD_UID} listens there, not root"):
                 HolderConnection.open(path, "command", "test", WITHIN)
             theirs.communicate(timeout=TIMEOUT)
+
+
+def test_the_credentials_of_a_record_are_for_the_agent_with_the_claim_only(holder: HolderProcess) -> None:
+    record: dict[str, object] = {"uri": "s3://b", "credentials": ["s3", {"secret_access_key": "hush"}]}
+    claim, table, _ = Holder.claim(holder.socket, "test")
+    held = claim.mount("secret", record)
+    connection = holder.connect()
+    with connection.request("list", {}, several=True) as answers:
+        (listed,) = [answer.message["record"] for answer in answers if answer.message["part"] == "mount"]
+    connection.close()
+    claim.close()
+    again, same_table, mounts = Holder.claim(holder.socket, "test")
+    assert (listed, mounts[0].record) == ({"uri": "s3://b"}, record)
+    assert "hush" not in repr(mounts)
+    again.close()
+    for fd in (held.fd, table.fd, same_table.fd, mounts[0].fd):
+        os.close(fd)
+    assert "hush" not in "".join(holder.lines)
