@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -294,6 +296,10 @@ def test_without_a_holder_complete_files_are_read_and_new_mounts_are_refused(sit
     assert run(["cat", str(target / "open"), str(target / "fresh")]).stdout == "bytesbytes"
     with pytest.raises(StackError, match="holder"):
         site.stack.mount(f"s3://{bucket}/fresh")
+    with pytest.raises(HTTPError, match="503") as unready:
+        urlopen(f"http://127.0.0.1:{site.stack.metrics_port}/readyz", timeout=WITHIN)
+    assert b"the holder is away" in unready.value.read()
+    unready.value.close()
     site.stack.start_holder()
     site.await_connected()
     assert run(["cat", str(target / "fresh")]).stdout == "bytes"

@@ -226,6 +226,23 @@ def test_backing_ids_given_up_meanwhile_are_closed_at_the_next_holder(orphaned: 
         assert listed(holder)[0]["backings"] == 1
 
 
+def test_a_tree_is_known_again_and_its_record_told_by_the_agent(orphaned: Orphaned) -> None:
+    root = orphaned.base / "store" / "trees" / "t" / "root"
+    root.mkdir(parents=True)
+    with started(orphaned.base) as holder, path_descriptor(root) as descriptor:
+        orphaned.agent.reclaim(orphaned.table)
+        orphaned.agent.tree("t", {"kind": "tree"}, descriptor)
+        (orphaned.base / "other").mkdir()
+        bind(holder, "t", orphaned.base / "other")
+        holder.kill()
+        orphaned.agent.drop()
+    with started(orphaned.base) as holder:
+        assert orphaned.agent.reclaim(orphaned.table).bound == {"m": 1}
+        found = {told["mount"]: told["record"] for told in listed(holder) if "record" in told}
+        assert found == {"m": {"revision": "r"}, "t": {"kind": "tree"}}
+        asked(holder, "unbind", {"target": str(orphaned.base / "other")})
+
+
 def test_a_mount_whose_agent_died_as_well_is_replaced(orphaned: Orphaned) -> None:
     with started(orphaned.base) as holder:
         orphaned.die()
