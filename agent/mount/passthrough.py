@@ -41,6 +41,7 @@ class Passthrough:
         self._loop = loop
         self._allowed = False
         self._not_before = 0.0
+        self._closing: dict[int, asyncio.Future[None]] = {}
         self._lookups: dict[int, int] = {}
         self._lookups_lock = threading.Lock()
 
@@ -69,6 +70,8 @@ class Passthrough:
 
         While a nodeid is open it must get the same id again (FINDINGS.md).
         """
+        if closing := self._closing.get(nodeid):
+            await asyncio.wait([closing])  # the holder would give the id that it is about to close
         if nodeid not in self.backing:
             try:
                 self.backing[nodeid] = await asyncio.to_thread(self._ask, nodeid, cached)
@@ -118,7 +121,9 @@ class Passthrough:
         with self._lookups_lock:
             known_again = nodeid in self._lookups
         if not known_again and self.backing.pop(nodeid, None) is not None:
-            self._loop.run_in_executor(None, self._tell_closed, nodeid)
+            closing = self._loop.run_in_executor(None, self._tell_closed, nodeid)
+            self._closing[nodeid] = closing
+            closing.add_done_callback(lambda _: self._closing.pop(nodeid, None))
 
     def _tell_closed(self, nodeid: int) -> None:
         try:
