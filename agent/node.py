@@ -8,8 +8,9 @@ import random
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from agent.cache.directory import StoreLimits
 from agent.cache.fill import Filler
-from agent.cache.store import Store, StoreLimits
+from agent.cache.store import Store
 from agent.clock import Clock
 from agent.config import Config
 from agent.content import Dataset, View

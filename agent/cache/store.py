@@ -1,9 +1,5 @@
 """The node's chunk store: one sparse file per object, and the index that says what is in it.
 
-    <directory>/index.sqlite          which chunks are present, with their checksums; the datasets' listings
-    <directory>/objects/ab/abcd...    the bytes of one object, at their own offsets; its name is its key
-    <directory>/trees/                hard links to complete objects (trees.py)
-
 The store belongs to the loop. What blocks on the disk runs on its one index thread, in the order it was
 asked for. Nothing else in the agent opens, makes or removes a file of an object. A file is written only until
 it is complete: then trees may link it, and what turns out to be damaged is filled again in a new file.
@@ -12,10 +8,7 @@ it is complete: then trees may link it, and what turns out to be damaged is fill
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import os
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,52 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-import xxhash
-
-from agent.cache.index import ChunkRow, Index, Lease, ObjectRow, Presence, Totals
+from agent.cache.directory import Directory, StoreLimits, open_directory
+from agent.cache.files import find_and_open, is_full
+from agent.cache.index import ChunkRow, Lease, Presence
 from agent.cache.objects import CachedObject
-from agent.cache.trees import Trees
+from agent.cache.recorder import Recorder
+from agent.cache.verify import verified
 from agent.clock import Clock
-from agent.content import Dataset, ObjectRef, chunk_count, chunk_extent
-from agent.errors import ConfigError, StoreFailed, StoreFull
+from agent.content import Dataset, ObjectRef, chunk_extent
+from agent.errors import StoreFull
 
 log = logging.getLogger(__name__)
 
-PIECE = 1 << 20  # bytes that are read at once to be checked
 BATCH = 500  # keys that are looked up at once, so that others get their turn on the index thread
 IDLE_OBJECTS = (
     256  # objects kept open although nobody uses them: a file that is opened again needs no look-up
 )
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True, slots=True)
-class StoreLimits:
-    """How much a directory may hold: `capacity` bytes of its own, `reserve` bytes that stay free on the disk.
-
-    None stands for the default: 90 % of the file system, and the smaller of 50 GiB and 10 %.
-    """
-
-    capacity: int | None = None
-    reserve: int | None = None
-
-
-@dataclass(slots=True)
-class Directory:
-    """One store directory; `used` is the loop's running sum of bytes present or being filled."""
-
-    path: Path
-    index: Index
-    trees: Trees
-    capacity: int
-    reserve: int
-    used: int
-    chunks: int
-    objects: int
-
-    def file_of(self, key: str) -> Path:
-        return self.path / "objects" / key[:2] / key
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +57,7 @@ class Store:
         self._open: dict[str, tuple[CachedObject, Directory]] = {}
         self._opening: dict[str, asyncio.Task[CachedObject]] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
-        self._unrecorded: dict[int, list[tuple[ChunkRow, asyncio.Future[None]]]] = {}
-        self._recording: set[asyncio.Task[None]] = set()
+        self._recorder = Recorder(self._blocking)
         self._homes: dict[str, Directory] = {}
 
     @classmethod
@@ -104,7 +68,7 @@ class Store:
         directories: list[Directory] = []
         try:
             for path in paths:
-                directories.append(await loop.run_in_executor(thread, _open_directory, path, limits))
+                directories.append(await loop.run_in_executor(thread, open_directory, path, limits))
         except BaseException:
             for directory in directories:
                 await loop.run_in_executor(thread, directory.index.close)
@@ -114,7 +78,7 @@ class Store:
 
     async def close(self) -> None:
         """Record what is on its way to the index, then close every file and the index."""
-        while under_way := {*self._recording, *self._opening.values()}:
+        while under_way := {*self._recorder.under_way, *self._opening.values()}:
             await asyncio.wait(under_way)
         for cached, _ in self._open.values():
             cached.close()
@@ -160,7 +124,7 @@ class Store:
             raise StoreFull(
                 f"{directory.path} holds its {directory.capacity} bytes; raise store.capacity or empty it"
             )
-        if _free_bytes(directory.path) - length < directory.reserve:
+        if directory.free - length < directory.reserve:
             raise StoreFull(f"{directory.path}: the disk has only its reserve free; free some space")
         directory.used += length
 
@@ -170,17 +134,11 @@ class Store:
 
     async def record(self, cached: CachedObject, chunk: int, xxh3: bytes) -> None:
         """Make a chunk durable in the index and then visible. Chunks that finish together share a commit."""
-        number = self.directories.index(self._open[cached.ref.key][1])
-        row = ChunkRow(cached.row, chunk, xxh3, cached.extent(chunk).length)
-        done = asyncio.get_running_loop().create_future()
-        waiting = self._unrecorded.setdefault(number, [])
-        waiting.append((row, done))
-        if len(waiting) == 1:
-            task = asyncio.create_task(self._record_batch(number))
-            self._recording.add(task)
-            task.add_done_callback(self._recording.discard)
-        await asyncio.shield(done)
-        self.directories[number].chunks += 1
+        directory = self._open[cached.ref.key][1]
+        await self._recorder.record(
+            directory.index, ChunkRow(cached.row, chunk, xxh3, cached.extent(chunk).length)
+        )
+        directory.chunks += 1
         cached.publish(chunk)
 
     async def save_dataset(self, dataset: Dataset) -> None:
@@ -225,10 +183,10 @@ class Store:
             return missing + sum(sizes[key] - found.bytes for key, found in known[number].items())
 
         def rank(number: int) -> tuple[int, int]:
-            return sum(sizes[key] for key in known[number]), _room(self.directories[number])
+            return sum(sizes[key] for key in known[number]), self.directories[number].room
 
         numbers = sorted(range(len(known)), key=rank, reverse=True)
-        fitting = [number for number in numbers if _room(self.directories[number]) >= needed(number)]
+        fitting = [number for number in numbers if self.directories[number].room >= needed(number)]
         for key in new:
             self._homes.pop(key, None)
             if fitting:
@@ -277,7 +235,7 @@ class Store:
     async def _load(self, ref: ObjectRef) -> CachedObject:
         # One trip to the index thread: each of them is a tenth of what the open of a small file costs.
         directory, row, cached, kept = await self._blocking(
-            _find_and_open, self.directories, self._home(ref), ref, self._chunk_size
+            find_and_open, self.directories, self._home(ref), ref, self._chunk_size
         )
         if row is None:
             self._homes.pop(ref.key, None)
@@ -289,7 +247,7 @@ class Store:
             directory.used -= sum(chunk_extent(n, ref.size, row.chunk_size).length for n in known)
         elif row.suspect:
             await self._settle(directory, cached, row.suspect)
-            if _is_full(row, ref.size) and not cached.complete:
+            if is_full(row, ref.size) and not cached.complete:
                 cached.close()  # it was opened for reading only
                 return await self._load(ref)
         self._open[ref.key] = (cached, directory)
@@ -299,14 +257,14 @@ class Store:
     def _home(self, ref: ObjectRef) -> Directory:
         """The directory that an object goes to if none has it."""
         home = self._homes.get(ref.key)
-        fits = home is not None and _room(home) >= ref.size
+        fits = home is not None and home.room >= ref.size
         return home if home is not None and fits else max(self.directories, key=_room)
 
     async def _settle(
         self, directory: Directory, cached: CachedObject, suspect: tuple[tuple[int, bytes], ...]
     ) -> None:
         """Check what was written under another boot id before anybody reads it (DESIGN.md rule 2)."""
-        good = await asyncio.to_thread(_verified, cached, suspect)
+        good = await asyncio.to_thread(verified, cached, suspect)
         bad = [(chunk, cached.extent(chunk).length) for chunk, _ in suspect if chunk not in good]
         await self._blocking(directory.index.settle, cached.row, good, bad)
         for chunk in good:
@@ -315,19 +273,6 @@ class Store:
         directory.used -= sum(length for _, length in bad)
         if bad:
             log.warning("%s: %d chunks did not survive the restart of the machine", cached.ref.uri, len(bad))
-
-    async def _record_batch(self, number: int) -> None:
-        # Whatever finishes while the index thread is busy with earlier work joins this batch.
-        await self._blocking(lambda: None)
-        batch = self._unrecorded.pop(number)
-        try:
-            await self._blocking(self.directories[number].index.record, [row for row, _ in batch])
-        except StoreFailed as error:
-            for _, done in batch:
-                done.set_exception(error)
-            return
-        for _, done in batch:
-            done.set_result(None)
 
     def _trim(self) -> None:
         while len(self._idle) > IDLE_OBJECTS:
@@ -341,136 +286,4 @@ class Store:
 
 
 def _room(directory: Directory) -> int:
-    return min(directory.capacity - directory.used, _free_bytes(directory.path) - directory.reserve)
-
-
-def _free_bytes(path: Path) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
-def _open_directory(path: Path, limits: StoreLimits) -> Directory:
-    try:
-        (path / "objects").mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = os.statvfs(path)
-        probe = path / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        remedy = "make it and give it to the agent's user"
-        raise ConfigError("store.directories", f"{path}: {error.strerror}; {remedy}") from error
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    index = Index(path / "index.sqlite", boot_id)
-    trees = Trees(path)
-    trees.clean()
-    totals: Totals = index.totals()
-    size = status.f_blocks * status.f_frsize
-    return Directory(
-        path=path,
-        index=index,
-        trees=trees,
-        capacity=limits.capacity if limits.capacity is not None else size * 9 // 10,
-        reserve=limits.reserve if limits.reserve is not None else min(50 * 2**30, size // 10),
-        used=totals.bytes,
-        chunks=totals.chunks,
-        objects=totals.objects,
-    )
-
-
-def _find_and_open(
-    directories: list[Directory], home: Directory, ref: ObjectRef, chunk_size: int
-) -> tuple[Directory, ObjectRow | None, CachedObject, bool]:
-    """The directory that has the object, or `home`; its row, if there was one; then as `_open_object`."""
-    for directory in directories:
-        row = directory.index.find(ref.key)
-        if row is not None:
-            return directory, row, *_open_object(directory, ref, row, chunk_size)
-    return home, None, *_open_object(home, ref, None, chunk_size)
-
-
-def _open_object(
-    directory: Directory, ref: ObjectRef, row: ObjectRow | None, chunk_size: int
-) -> tuple[CachedObject, bool]:
-    """The object, and whether its file was as the index has it."""
-    path = directory.file_of(ref.key)
-    try:
-        if row is not None and not _has_size(path, ref.size):
-            # The file is gone or cut short: what the index says of it is not true any more.
-            directory.index.forget(ref.key)
-            row = None
-        full = row is not None and _is_full(row, ref.size)
-        if not full and _is_linked(path):
-            # A tree shows this file, so it is never written into: the object begins anew.
-            directory.index.forget(ref.key)
-            row = None
-            path.unlink()
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if full else _open_file(path, ref.size)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"{directory.path}: the disk is full; free some space") from error
-        raise StoreFailed(f"cannot open {path}: {error.strerror}") from error
-    kept = row is not None
-    try:
-        if row is None:
-            row = directory.index.add(ref, chunk_size)
-    except (StoreFailed, sqlite3.Error):
-        os.close(fd)
-        raise
-    cached = CachedObject(ref, path, fd, row.id, row.chunk_size)
-    for chunk in row.present:
-        cached.publish(chunk)
-    return cached, kept
-
-
-def _verified(cached: CachedObject, suspect: tuple[tuple[int, bytes], ...]) -> set[int]:
-    """The numbers of the chunks whose bytes in the file have the checksum that was recorded."""
-    return {chunk for chunk, xxh3 in suspect if _checksum(cached, chunk) == xxh3}
-
-
-def _checksum(cached: CachedObject, chunk: int) -> bytes:
-    extent = cached.extent(chunk)
-    digest = xxhash.xxh3_128()
-    for offset in range(extent.offset, extent.end, PIECE):
-        try:
-            digest.update(os.pread(cached.fd, min(PIECE, extent.end - offset), offset))
-        except OSError:
-            return b""  # a bad sector is no right byte
-    return digest.digest()
-
-
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return os.stat(path).st_size == size
-    except FileNotFoundError:
-        return False
-
-
-def _is_full(row: ObjectRow, size: int) -> bool:
-    """Whether every chunk is recorded, be it suspect."""
-    return len(row.present) + len(row.suspect) == chunk_count(size, row.chunk_size)
-
-
-def _is_linked(path: Path) -> bool:
-    try:
-        return os.stat(path).st_nlink > 1
-    except FileNotFoundError:
-        return False
-
-
-def _open_file(path: Path, size: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    try:
-        fd = os.open(path, flags, 0o644)
-    except FileNotFoundError:  # the first object of its directory
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(path, flags, 0o644)
-    except PermissionError:
-        path.chmod(0o644)  # once it was in a tree it is read-only
-        fd = os.open(path, flags)
-    try:
-        if os.fstat(fd).st_size != size:
-            os.ftruncate(fd, size)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+    return directory.room

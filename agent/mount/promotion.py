@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+from agent.cache.directory import Directory
 from agent.cache.index import Lease
-from agent.cache.store import Directory, Store
+from agent.cache.store import Store
 from agent.cache.trees import TreeDirectory, TreeFile
 from agent.clock import Clock
 from agent.content import Dataset, ObjectRef, narrow

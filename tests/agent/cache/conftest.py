@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.cache.directory import StoreLimits
 from agent.cache.objects import CachedObject
-from agent.cache.store import Store, StoreLimits
+from agent.cache.store import Store
 from tests.fakes.clock import ManualClock
 
 CHUNK = 64 * 1024

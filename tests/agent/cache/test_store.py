@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from agent.cache.directory import StoreLimits
 from agent.cache.index import Lease
 from agent.cache.objects import CachedObject
-from agent.cache.store import IDLE_OBJECTS, Store, StoreLimits, Whole
+from agent.cache.store import IDLE_OBJECTS, Store, Whole
 from agent.content import Dataset, Entry, Extent, ObjectRef
 from agent.errors import ConfigError, StoreFull
 from tests.agent.cache.conftest import CHUNK, TappedStore, open_store

@@ -13,7 +13,8 @@ import pytest
 import xxhash
 
 from agent.cache.index import Lease
-from agent.cache.store import Store, StoreLimits
+from agent.cache.directory import StoreLimits
+from agent.cache.store import Store
 from agent.content import Dataset, Entry, ObjectRef, View, narrow
 from agent.metrics import Metrics
 from agent.mount.holder import Holder

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.cache.store import Store, StoreLimits
+from agent.cache.directory import StoreLimits
+from agent.cache.store import Store
 from agent.content import Dataset, ListedObject, ObjectRef, View, build_dataset
 from agent.errors import AccessDenied, ObjectMissing, OriginError, OriginUnavailable, RevisionMissing
 from agent.identity import Credentials, credentials_of

@@ -1,0 +1,101 @@
+"""The files of objects: found, made, opened. Blocking; on the index thread of the store.
+
+A file is opened for writing only until its object is complete. What turns out to be gone, cut short or
+damaged begins anew, in a new file where a tree shows the old one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+from pathlib import Path
+
+from agent.cache.directory import Directory
+from agent.cache.index import ObjectRow
+from agent.cache.objects import CachedObject
+from agent.content import ObjectRef, chunk_count
+from agent.errors import StoreFailed, StoreFull
+
+
+def find_and_open(
+    directories: list[Directory], home: Directory, ref: ObjectRef, chunk_size: int
+) -> tuple[Directory, ObjectRow | None, CachedObject, bool]:
+    """The directory that has the object, or `home`; its row, if there was one; then as `open_object`."""
+    for directory in directories:
+        row = directory.index.find(ref.key)
+        if row is not None:
+            return directory, row, *open_object(directory, ref, row, chunk_size)
+    return home, None, *open_object(home, ref, None, chunk_size)
+
+
+def open_object(
+    directory: Directory, ref: ObjectRef, row: ObjectRow | None, chunk_size: int
+) -> tuple[CachedObject, bool]:
+    """The object, and whether its file was as the index has it."""
+    path = directory.file_of(ref.key)
+    try:
+        if row is not None and not _has_size(path, ref.size):
+            # The file is gone or cut short: what the index says of it is not true any more.
+            directory.index.forget(ref.key)
+            row = None
+        full = row is not None and is_full(row, ref.size)
+        if not full and _is_linked(path):
+            # A tree shows this file, so it is never written into: the object begins anew.
+            directory.index.forget(ref.key)
+            row = None
+            path.unlink()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if full else _open_file(path, ref.size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"{directory.path}: the disk is full; free some space") from error
+        raise StoreFailed(f"cannot open {path}: {error.strerror}") from error
+    kept = row is not None
+    try:
+        if row is None:
+            row = directory.index.add(ref, chunk_size)
+    except (StoreFailed, sqlite3.Error):
+        os.close(fd)
+        raise
+    cached = CachedObject(ref, path, fd, row.id, row.chunk_size)
+    for chunk in row.present:
+        cached.publish(chunk)
+    return cached, kept
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return os.stat(path).st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def is_full(row: ObjectRow, size: int) -> bool:
+    """Whether every chunk is recorded, be it suspect."""
+    return len(row.present) + len(row.suspect) == chunk_count(size, row.chunk_size)
+
+
+def _is_linked(path: Path) -> bool:
+    try:
+        return os.stat(path).st_nlink > 1
+    except FileNotFoundError:
+        return False
+
+
+def _open_file(path: Path, size: int) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags, 0o644)
+    except FileNotFoundError:  # the first object of its directory
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        fd = os.open(path, flags, 0o644)
+    except PermissionError:
+        path.chmod(0o644)  # once it was in a tree it is read-only
+        fd = os.open(path, flags)
+    try:
+        if os.fstat(fd).st_size != size:
+            os.ftruncate(fd, size)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
