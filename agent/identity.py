@@ -1,7 +1,8 @@
 """Credentials that came with a publish, and the identity that stands for them.
 
 They live in memory only: here, in the origin that uses them, and in the mount record that the holder keeps
-in memory. Nothing prints a value: `repr` shows names, and an identity is a digest.
+in memory. Nothing prints a value: `repr` shows none, and an identity is a digest. Messages put no colon behind
+a secret's name, because what follows one is taken out of every line (agent/logs.py).
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def credentials_of(uri: str, secrets: Mapping[str, str], query: str = "") -> Cre
         return Credentials("http", presigned) if query else OWN
     known = _NAMES.get(scheme)
     if known is None:
-        raise BadRequest(f"secrets: none are taken for {scheme}://, only for {', '.join(_NAMES)}")
+        raise BadRequest(f"no secrets are taken for {scheme}://, only for {', '.join(_NAMES)}")
     values = _named(secrets, known)
     _check_complete(values, "s3" if known is _S3 else "http")
     return Credentials("s3" if known is _S3 else "http", tuple(sorted((*values.items(), *presigned))))
@@ -92,14 +93,14 @@ def _named(secrets: Mapping[str, str], known: Mapping[str, str]) -> dict[str, st
     values: dict[str, str] = {}
     for name, value in secrets.items():
         if name not in known:
-            raise BadRequest(f"secrets.{_shown(name)}: unknown secret; there are {', '.join(known)}")
+            raise BadRequest(f"unknown secret {_shown(name)}; there are {', '.join(known)}")
         if known[name] in values:
-            raise BadRequest(f"secrets.{name}: is given twice, by two of its names")
+            raise BadRequest(f"the secret {name} is given twice, by two of its names")
         if not 0 < len(value) <= MAX_VALUE or not value.isascii() or not value.isprintable():
-            raise BadRequest(f"secrets.{name}: must be 1 to {MAX_VALUE} printable ASCII characters")
+            raise BadRequest(f"the secret {name} must be 1 to {MAX_VALUE} printable ASCII characters")
         values[known[name]] = value
     if sum(map(len, values.values())) > MAX_TOTAL:
-        raise BadRequest(f"secrets: more than {MAX_TOTAL} characters in all")
+        raise BadRequest(f"the secrets have more than {MAX_TOTAL} characters in all")
     return values
 
 
@@ -107,9 +108,9 @@ def _check_complete(values: Mapping[str, str], kind: str) -> None:
     if kind == "s3":
         for name in ("access_key_id", "secret_access_key"):
             if name not in values:
-                raise BadRequest(f"secrets.{name}: is missing")
+                raise BadRequest(f"the secret {name} is missing")
     elif values.keys() not in ({"authorization"}, {"bearer_token"}, {"username", "password"}):
-        raise BadRequest("secrets: one of authorization, bearer_token, username with password is needed")
+        raise BadRequest("one of the secrets authorization, bearer_token, username with password is needed")
 
 
 def _shown(name: str) -> str:

@@ -202,7 +202,7 @@ def _made(
 
         return HttpOrigin(settings, receiver, name, Access(uri, credentials, queries))
     if credentials:
-        raise BadRequest(f"secrets: none are taken for {kind}://")
+        raise BadRequest(f"no secrets are taken for {kind}://")
     if kind == "file":
         from agent.origin.file import FileOrigin
 

@@ -96,7 +96,7 @@ async def test_what_is_denied_gives_way_to_the_next_and_what_worked_comes_first_
 
 
 async def test_no_file_system_takes_secrets(origins: Origins) -> None:
-    with pytest.raises(BadRequest, match="none are taken"):
+    with pytest.raises(BadRequest, match="no secrets are taken"):
         await origins.resolve("file:///tmp", Credentials("s3", (("access_key_id", "x"),)))
 
 
