@@ -1,8 +1,8 @@
 """Credentials that came with a publish, and the identity that stands for them.
 
 They live in memory only: here, in the origin that uses them, and in the mount record that the holder keeps
-in memory. Nothing prints a value: `repr` shows none, and an identity is a digest. Messages put no colon behind
-a secret's name, because what follows one is taken out of every line (agent/logs.py).
+in memory. Nothing prints a value: `repr` shows none, and an identity is a digest. Messages put no colon
+behind a secret's name, because what follows one is taken out of every line (agent/logs.py).
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ CSI_SOCKET = f"{RUN_DIRECTORY}/csi.sock"
 HOLDER_SOCKET = f"{RUN_DIRECTORY}/holder.sock"
 ADMIN_SOCKET = f"{RUN_DIRECTORY}/admin.sock"
 TARGET_ROOT = "/var/lib/kubelet"
+MAX_NODE_ID = 192  # bytes; CSI allows 256, Kubernetes 192 (CSINode, spec.drivers[].nodeID)
 REGISTRATION_SOCKET = f"{TARGET_ROOT}/plugins_registry/csi.headrace.io-reg.sock"
 # volume attribute, option, help
 VOLUME_OPTIONS = (
@@ -49,6 +50,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     from csi.serve import ServeSettings, serve
 
     _need_root()
+    if not 0 < len(arguments.node_id.encode()) <= MAX_NODE_ID:
+        raise _Failed(f"--node-id: must have 1 to {MAX_NODE_ID} bytes")
     for root in arguments.target_root or ():
         if not os.path.isdir(root):
             raise _Failed(f"--target-root: {root} is not a directory; make it first")

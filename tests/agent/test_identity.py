@@ -51,7 +51,7 @@ def test_an_http_server_is_sent_what_its_secret_means(secrets: dict[str, str], h
         ("s3://b", {**S3, "session_token": "hush\r\nX: y"}, "the secret session_token must be"),
         ("s3://b", {**S3, "AWS_ACCESS_KEY_ID": "hush-3"}, "is given twice"),
         ("https://h", {"username": "hush-3"}, "username with password"),
-        ("https://h", {"bearer_token": "hush-3", "authorization": "hush"}, "one of the secrets authorization"),
+        ("https://h", {"bearer_token": "hush-3", "authorization": "hush"}, "one of the secrets auth"),
         ("file:///x", S3, "no secrets are taken for file://"),
     ],
 )

@@ -87,6 +87,11 @@ def test_a_wrong_option_is_named_by_its_attribute(serve: ServeProcess) -> None:
     fails("volume_context.prefetch: ", *command)
 
 
+@pytest.mark.parametrize("name", ["", "n" * 193])
+def test_a_node_id_that_kubernetes_would_refuse_is_refused(name: str) -> None:
+    fails("--node-id: must have 1 to 192 bytes", "serve", "--node-id", name)
+
+
 def test_registration_needs_the_directory_of_kubelet(serve: ServeProcess) -> None:
     fails("is kubelet running here?", "serve", "--registration-socket", "/no/such/reg.sock")
 
