@@ -3,7 +3,7 @@
 Blocking; used by one thread only, the index thread of the store, which makes it the one writer. A commit is
 not synced to the disk: a crash of the process loses nothing that was committed, and after a crash of the
 machine another boot id makes every chunk suspect anyway (DESIGN.md rule 2), so a sync per chunk would buy
-nothing.
+nothing. Its tables are in schema.py, how it is opened in opening.py.
 """
 
 from __future__ import annotations
@@ -16,42 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.cache.opening import condemn, is_damage, open_index
 from agent.content import Dataset, Entry, ObjectRef, Unmapped
 from agent.errors import StoreFailed
-
-# What each version adds to the one before; an index of an earlier version is brought up when it is opened.
-SCHEMA = (
-    """
-CREATE TABLE objects (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, uri TEXT NOT NULL, version TEXT NOT NULL,
-    size INTEGER NOT NULL, chunk_size INTEGER NOT NULL, present INTEGER NOT NULL DEFAULT 0
-);
-CREATE TABLE chunks (
-    object INTEGER NOT NULL REFERENCES objects(id) ON DELETE CASCADE, chunk INTEGER NOT NULL,
-    xxh3 BLOB NOT NULL, boot TEXT NOT NULL, PRIMARY KEY (object, chunk)
-) WITHOUT ROWID;
-CREATE TABLE datasets (
-    uri TEXT NOT NULL, revision TEXT NOT NULL, resolved REAL NOT NULL, listing BLOB NOT NULL,
-    PRIMARY KEY (uri, revision)
-) WITHOUT ROWID;
-""",
-    """
-CREATE TABLE leases (
-    tree TEXT PRIMARY KEY, uri TEXT NOT NULL, revision TEXT NOT NULL, since REAL NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE leased (
-    tree TEXT NOT NULL REFERENCES leases(tree) ON DELETE CASCADE, key TEXT NOT NULL, PRIMARY KEY (tree, key)
-) WITHOUT ROWID;
-""",
-)
-SCHEMA_VERSION = len(SCHEMA)
-# Which identity (agent/identity.py) was given which listing by the origin, and when.
-PROOFS = """
-CREATE TABLE IF NOT EXISTS proofs (
-    uri TEXT NOT NULL, identity TEXT NOT NULL, revision TEXT NOT NULL, proven REAL NOT NULL,
-    PRIMARY KEY (uri, identity)
-) WITHOUT ROWID;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +64,17 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object as a pass over the index finds it."""
+
+    id: int
+    key: str
+    uri: str
+    size: int
+    chunk_size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """What a store directory holds."""
 
@@ -109,16 +87,14 @@ class Index:
     """The index of one store directory. Every method may raise StoreFailed."""
 
     def __init__(self, path: Path, boot_id: str) -> None:
-        """Open or make the database. StoreFailed where it is of a newer version or not a database."""
-        self._path = path
-        self._boot_id = boot_id
+        """Open or make the database; a damaged one is set aside. StoreFailed where it is of a newer version
+        or cannot be read."""
+        self.path = path
         with self._errors():
-            self._db = sqlite3.connect(path, isolation_level=None)
-            try:
-                self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
+            opened = open_index(path, boot_id)
+        self._db = opened.db
+        self._boot_id = opened.boot
+        self.set_aside = opened.set_aside
 
     def close(self) -> None:
         with self._errors():
@@ -228,11 +204,37 @@ class Index:
 
     def totals(self) -> Totals:
         with self._errors():
-            objects, size = self._db.execute(
-                "SELECT COUNT(*), COALESCE(SUM(present), 0) FROM objects"
-            ).fetchone()
-            (chunks,) = self._db.execute("SELECT COUNT(*) FROM chunks").fetchone()
-        return Totals(objects, chunks, size)
+            return Totals(*self._db.execute("SELECT objects, chunks, bytes FROM totals").fetchone())
+
+    def objects_after(self, key: str, limit: int) -> list[StoredObject]:
+        """The next objects in the order of their keys; all of them come by and by."""
+        query = "SELECT id, key, uri, size, chunk_size FROM objects WHERE key > ? ORDER BY key LIMIT ?"
+        with self._errors():
+            rows = self._db.execute(query, (key, limit)).fetchall()
+        return [StoredObject(row, key, _loaded(uri), size, chunk) for row, key, uri, size, chunk in rows]
+
+    def checksums(self, row: int) -> list[tuple[int, bytes]]:
+        """The chunks of the object with this row id, in order, each with its xxh3-128."""
+        with self._errors():
+            query = "SELECT chunk, xxh3 FROM chunks WHERE object = ? ORDER BY chunk"
+            return self._db.execute(query, (row,)).fetchall()
+
+    def known(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that have a row."""
+        with self._errors():
+            query = "SELECT 1 FROM objects WHERE key = ?"
+            return {key for key in keys if self._db.execute(query, (key,)).fetchone() is not None}
+
+    def note(self, name: str) -> str:
+        """What was noted under a name; "" where nothing was."""
+        with self._errors():
+            row = self._db.execute("SELECT value FROM notes WHERE name = ?", (name,)).fetchone()
+            return "" if row is None else str(row[0])
+
+    def set_note(self, name: str, value: str) -> None:
+        """Note something about the index itself, durably."""
+        with self._errors():
+            self._db.execute("INSERT OR REPLACE INTO notes VALUES (?, ?)", (name, value))
 
     def save_dataset(self, dataset: Dataset, resolved: float) -> None:
         """Record a dataset's listing; `resolved` is when the origin gave it (seconds since 1970)."""
@@ -272,29 +274,19 @@ class Index:
             ).fetchone()
             return None if row is None else str(row[0])
 
-    def _prepare(self) -> None:
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise StoreFailed(
-                f"{self._path} was written by a newer agent (index version {version}, this one knows "
-                f"{SCHEMA_VERSION}); start the newer agent or give it another directory"
-            )
-        if version < SCHEMA_VERSION:
-            missing = "".join(SCHEMA[version:])
-            self._db.executescript(f"BEGIN; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-        self._db.executescript(PROOFS)  # a release that does not know it is not harmed by it
-
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
-            raise StoreFailed(f"the index {self._path} is not usable: {error}") from error
+            if not is_damage(error):
+                raise StoreFailed(f"the index {self.path} is not usable: {error}") from error
+            condemn(self.path, str(error))
+            raise StoreFailed(
+                f"the index {self.path} is damaged ({error}); restart the agent to begin a new one"
+            ) from error
         except (zlib.error, ValueError, KeyError, TypeError) as error:
-            raise StoreFailed(f"the index {self._path} holds a listing that is not readable") from error
+            raise StoreFailed(f"the index {self.path} holds a listing that is not readable") from error
 
 
 def _stored(text: str) -> str | bytes:

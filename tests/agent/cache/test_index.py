@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.cache.index import SCHEMA, ChunkRow, Index, Lease, Presence, Totals
+from agent.cache.index import ChunkRow, Index, Lease, Presence, Totals
+from agent.cache.schema import SCHEMA
 from agent.content import Dataset, Entry, ObjectRef, Unmapped
 from agent.errors import StoreFailed
 
@@ -101,14 +102,6 @@ def test_a_database_of_a_newer_agent_is_refused_and_left_as_it_is(path: Path) ->
     assert reader.execute("PRAGMA user_version").fetchone() == (99,)
     assert reader.execute("SELECT name FROM sqlite_master").fetchall() == []
     reader.close()
-
-
-@pytest.mark.parametrize("junk", [b"not a database" * 100, b"\0" * 5000])
-def test_a_file_that_is_no_database_is_refused(path: Path, junk: bytes) -> None:
-    path.write_bytes(junk)
-    with pytest.raises(StoreFailed, match=r"index\.sqlite is not usable"):
-        Index(path, "boot-1")
-    assert path.read_bytes() == junk
 
 
 ESCAPED = st.characters(categories=["Cs"], min_codepoint=0xDC80, max_codepoint=0xDCFF)  # PEP 383
