@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "agent.origin": {*LEAVES, *SETTINGS, "agent.source", "agent.units", "agent.transfer.request"},
     "agent.cache": {*LEAVES, *SETTINGS, "agent.source", "agent.transfer.landing"},
     "agent.mount": {*LEAVES, *SETTINGS, "agent.cache"},
+    "agent.peers": {*LEAVES, *SETTINGS, "agent.source", "agent.transfer", "agent.cache"},
     "agent.control": {*LEAVES, *SETTINGS, "agent.logs"},
     # the wiring: the parts put together, and the command around them
     "agent.node": {
@@ -46,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.transfer",
         "agent.origin",
         "agent.cache",
+        "agent.peers",
         "agent.mount",
         "agent.control",
     },
@@ -156,5 +158,5 @@ def test_a_library_is_imported_in_one_place_only(library: str, importers: set[st
 
 def test_the_data_path_never_imports_control() -> None:
     for module in modules():
-        if unit_of(module) in ("agent.origin", "agent.transfer", "agent.cache", "agent.mount"):
+        if unit_of(module) in ("agent.origin", "agent.transfer", "agent.cache", "agent.peers", "agent.mount"):
             assert not any(name.startswith("agent.control") for name in ours(module)), module
