@@ -19,6 +19,8 @@ from agent.errors import HeadraceError
 # A chunk of 8 MiB takes 10 ms from a fast origin next door, and `mount.patience` (5 minutes) is the worst.
 FILL_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
+DAMAGE_KINDS = ("index", "file", "unknown", "chunk", "object")
+
 Labels = Mapping[str, tuple[str, ...]]  # label -> its values, () where they are not known beforehand
 
 
@@ -104,6 +106,17 @@ class Metrics:
         )
         self.store_chunks = self._gauge_by(
             "headrace_store_chunks", "Chunks that are present.", {"directory": ()}
+        )
+        damage = self._counter(
+            "headrace_store_damage_total",
+            "Damage found and repaired: an `index` set aside; a `file` that is gone, of a wrong length or no "
+            "file; an `unknown` file, which the index does not have; a `chunk` or an `object` whose bytes "
+            "are not those of its checksum.",
+            {"kind": DAMAGE_KINDS},
+        )
+        self.damage = {kind: damage.labels(kind) for kind in DAMAGE_KINDS}
+        self.scrubbed_bytes = self._plain_counter(
+            "headrace_scrubbed_bytes_total", "Bytes that the scrub has read and compared with their checksum."
         )
 
     def _declare_mounts(self) -> None:

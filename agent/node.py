@@ -219,7 +219,7 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         limits = StoreLimits(config.store.capacity, config.store.reserve)
-        store = await Store.open(config.store.directories, config.store.chunk_size, limits, clock)
+        store = await Store.open(config.store.directories, config.store.chunk_size, limits, clock, metrics)
         stack.push_async_callback(store.close)
         engine = Engine(RECEIVER_THREADS, clock)
         stack.push_async_callback(engine.close)

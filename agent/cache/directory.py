@@ -2,18 +2,25 @@
 
 <directory>/index.sqlite          which chunks are present, with their checksums; the datasets' listings
 <directory>/objects/ab/abcd...    the bytes of one object, at their own offsets; its name is its key
+<directory>/lock, new/, set-aside/      premises.py
 <directory>/trees/                hard links to complete objects (trees.py)
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from prometheus_client import Counter
+
 from agent.cache.index import Index, Totals
+from agent.cache.premises import occupy
 from agent.cache.trees import Trees
-from agent.errors import ConfigError
+from agent.metrics import Metrics
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,15 @@ class Directory:
     used: int
     chunks: int
     objects: int
+    damage: Mapping[str, Counter]  # by kind, as agent/metrics.py names them
+    lock: int  # the descriptor that holds it
+
+    def close(self) -> None:
+        """Close the index and let go of the directory. Raises StoreFailed."""
+        try:
+            self.index.close()
+        finally:
+            os.close(self.lock)
 
     def file_of(self, key: str) -> Path:
         return self.path / "objects" / key[:2] / key
@@ -55,22 +71,24 @@ class Directory:
         return min(self.capacity - self.used, self.free - self.reserve)
 
 
-def open_directory(path: Path, limits: StoreLimits) -> Directory:
+def open_directory(path: Path, limits: StoreLimits, metrics: Metrics) -> Directory:
     """Open or make a store directory. Blocking. Raises ConfigError, StoreFailed."""
+    lock = occupy(path)
     try:
-        (path / "objects").mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = os.statvfs(path)
-        probe = path / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        remedy = "make it and give it to the agent's user"
-        raise ConfigError("store.directories", f"{path}: {error.strerror}; {remedy}") from error
-    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    index = Index(path / "index.sqlite", boot_id)
+        return _opened(path, limits, metrics, lock)
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _opened(path: Path, limits: StoreLimits, metrics: Metrics, lock: int) -> Directory:
+    index = Index(path / "index.sqlite", BOOT_ID.read_text().strip())
+    if index.set_aside is not None:
+        metrics.damage["index"].inc()
     trees = Trees(path)
     trees.clean()
     totals: Totals = index.totals()
+    status = os.statvfs(path)
     size = status.f_blocks * status.f_frsize
     return Directory(
         path=path,
@@ -81,4 +99,6 @@ def open_directory(path: Path, limits: StoreLimits) -> Directory:
         used=totals.bytes,
         chunks=totals.chunks,
         objects=totals.objects,
+        damage=metrics.damage,
+        lock=lock,
     )

@@ -7,15 +7,22 @@ damaged begins anew, in a new file where a tree shows the old one.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sqlite3
+import stat
 from pathlib import Path
 
 from agent.cache.directory import Directory
 from agent.cache.index import ObjectRow
 from agent.cache.objects import CachedObject
+from agent.cache.premises import set_aside
 from agent.content import ObjectRef, chunk_count
 from agent.errors import StoreFailed, StoreFull
+
+log = logging.getLogger(__name__)
+
+READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def find_and_open(
@@ -35,17 +42,18 @@ def open_object(
     """The object, and whether its file was as the index has it."""
     path = directory.file_of(ref.key)
     try:
-        if row is not None and not _has_size(path, ref.size):
-            # The file is gone or cut short: what the index says of it is not true any more.
-            directory.index.forget(ref.key)
-            row = None
+        found = _found(directory, path)
         full = row is not None and is_full(row, ref.size)
-        if not full and _is_linked(path):
-            # A tree shows this file, so it is never written into: the object begins anew.
+        if row is not None and (fault := _fault(found, ref.size, full)):
+            # What the index says of the file is not true any more, or it may not be written: begin anew.
+            if found is None or found.st_size != ref.size:
+                directory.damage["file"].inc()
+            log.warning("%s: %s %s: it is fetched anew", ref.uri, path, fault)
             directory.index.forget(ref.key)
             row = None
-            path.unlink()
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if full else _open_file(path, ref.size)
+        if row is None and found is not None:
+            path.unlink()  # nobody can tell what is in a file without a row, or who has it open
+        fd = os.open(path, READ) if row is not None and full else _open_file(path, ref.size)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"{directory.path}: the disk is full; free some space") from error
@@ -63,11 +71,26 @@ def open_object(
     return cached, kept
 
 
-def _has_size(path: Path, size: int) -> bool:
+def _found(directory: Directory, path: Path) -> os.stat_result | None:
+    """The file that is there; what is none (a directory, a link) is moved away. Raises StoreFailed."""
     try:
-        return os.stat(path).st_size == size
+        status = path.lstat()
     except FileNotFoundError:
-        return False
+        return None
+    if stat.S_ISREG(status.st_mode):
+        return status
+    directory.damage["file"].inc()
+    set_aside(directory.path, path)
+    return None
+
+
+def _fault(found: os.stat_result | None, size: int, full: bool) -> str:
+    """Why the file cannot be used as the row has it; "" where it can."""
+    if found is None:
+        return "is gone"
+    if found.st_size != size:
+        return f"has {found.st_size} bytes and not {size}"
+    return "is shown by a tree, and not complete" if found.st_nlink > 1 and not full else ""
 
 
 def is_full(row: ObjectRow, size: int) -> bool:
@@ -75,15 +98,8 @@ def is_full(row: ObjectRow, size: int) -> bool:
     return len(row.present) + len(row.suspect) == chunk_count(size, row.chunk_size)
 
 
-def _is_linked(path: Path) -> bool:
-    try:
-        return os.stat(path).st_nlink > 1
-    except FileNotFoundError:
-        return False
-
-
 def _open_file(path: Path, size: int) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         fd = os.open(path, flags, 0o644)
     except FileNotFoundError:  # the first object of its directory

@@ -71,7 +71,7 @@ class CachedObject:
 
     def open_read_only(self) -> int:
         """A new descriptor of the file for reading only, as the holder wants it; the caller closes it."""
-        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def close(self) -> None:
         os.close(self.fd)

@@ -25,6 +25,7 @@ from agent.cache.verify import verified
 from agent.clock import Clock
 from agent.content import Dataset, ObjectRef, chunk_extent
 from agent.errors import StoreFull
+from agent.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +62,25 @@ class Store:
         self._homes: dict[str, Directory] = {}
 
     @classmethod
-    async def open(cls, paths: Iterable[Path], chunk_size: int, limits: StoreLimits, clock: Clock) -> Store:
+    async def open(
+        cls,
+        paths: Iterable[Path],
+        chunk_size: int,
+        limits: StoreLimits,
+        clock: Clock,
+        metrics: Metrics | None = None,
+    ) -> Store:
         """Open or make the store. Raises ConfigError for a directory that cannot be used, StoreFailed."""
+        metrics = metrics or Metrics()
         thread = ThreadPoolExecutor(1, thread_name_prefix="index")
         loop = asyncio.get_running_loop()
         directories: list[Directory] = []
         try:
             for path in paths:
-                directories.append(await loop.run_in_executor(thread, open_directory, path, limits))
+                directories.append(await loop.run_in_executor(thread, open_directory, path, limits, metrics))
         except BaseException:
             for directory in directories:
-                await loop.run_in_executor(thread, directory.index.close)
+                await loop.run_in_executor(thread, directory.close)
             thread.shutdown()
             raise
         return cls(directories, chunk_size, clock, thread)
@@ -84,7 +93,7 @@ class Store:
             cached.close()
         self._open.clear()
         for directory in self.directories:
-            await self._blocking(directory.index.close)
+            await self._blocking(directory.close)
         self._index_thread.shutdown()
 
     async def acquire(self, ref: ObjectRef) -> CachedObject:
@@ -272,6 +281,7 @@ class Store:
         directory.chunks -= len(bad)
         directory.used -= sum(length for _, length in bad)
         if bad:
+            directory.damage["chunk"].inc(len(bad))
             log.warning("%s: %d chunks did not survive the restart of the machine", cached.ref.uri, len(bad))
 
     def _trim(self) -> None:

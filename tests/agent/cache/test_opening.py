@@ -183,7 +183,8 @@ def many(path: Path, count: int) -> None:
             for number in range(count // 100)
         ]
         database.executemany(
-            "INSERT INTO objects VALUES (?, ?, ?, 'etag', ?, ?, ?)",
+            "INSERT INTO objects (id, key, uri, version, size, chunk_size, present)"
+            " VALUES (?, ?, ?, 'etag', ?, ?, ?)",
             ((number + 1, ref.key, ref.uri, ref.size, 1 << 23, ref.size) for number, ref in enumerate(refs)),
         )
         database.executemany(
