@@ -11,14 +11,17 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from agent.cache.opening import condemn, is_damage, open_index
 from agent.content import Dataset, Entry, ObjectRef, Unmapped
 from agent.errors import StoreFailed
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +276,12 @@ class Index:
                 "SELECT revision FROM proofs WHERE uri = ? AND identity = ?", (_stored(uri), identity)
             ).fetchone()
             return None if row is None else str(row[0])
+
+    def transact(self, work: Callable[[sqlite3.Connection], R]) -> R:
+        """Run work in one transaction, for the modules that keep tables of their own (uses.py, pins.py)."""
+        with self._errors(), self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            return work(self._db)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

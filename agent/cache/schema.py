@@ -1,7 +1,8 @@
 """The tables of the index, by schema version: what each version adds to the one before.
 
 `totals` is kept by triggers, so that a start reads one row and scans nothing. `notes` is what the index knows
-of itself (agent/cache/opening.py, agent/cache/scrub.py).
+of itself (agent/cache/opening.py, agent/cache/scrub.py). `last_use` and `ever_complete` are what eviction
+asks for (agent/cache/uses.py); a trigger sees to it that no file is complete without the mark.
 """
 
 from __future__ import annotations
@@ -52,6 +53,20 @@ CREATE TRIGGER chunk_dropped AFTER DELETE ON chunks BEGIN
     UPDATE totals SET chunks = chunks - 1;
 END;
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+""",
+    """
+ALTER TABLE objects ADD COLUMN last_use INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE objects ADD COLUMN ever_complete INTEGER NOT NULL DEFAULT 0;
+UPDATE objects SET ever_complete = (present >= size);
+CREATE TRIGGER object_completed AFTER UPDATE OF present ON objects WHEN NEW.present >= NEW.size BEGIN
+    UPDATE objects SET ever_complete = 1 WHERE id = NEW.id;
+END;
+CREATE TABLE pins (
+    id TEXT PRIMARY KEY, uri TEXT NOT NULL, revision TEXT NOT NULL, until REAL NOT NULL, reason TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE pinned (
+    pin TEXT NOT NULL REFERENCES pins(id) ON DELETE CASCADE, key TEXT NOT NULL, PRIMARY KEY (pin, key)
+) WITHOUT ROWID;
 """,
 )
 SCHEMA_VERSION = len(SCHEMA)
