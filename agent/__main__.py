@@ -14,6 +14,7 @@ from pathlib import Path
 from agent.clock import SystemClock
 from agent.config import Config, load
 from agent.errors import ConfigError, HeadraceError
+from agent.fsck import main as fsck
 from agent.logs import LEVELS, set_up
 from agent.metrics import build_version
 from agent.node import run
@@ -22,7 +23,12 @@ OOM_SCORE_ADJ = 500  # of -1000 to 1000; kubelet's own -997 to 999 would leave t
 
 
 def main() -> int:
-    """Run the agent until SIGTERM or SIGINT. Exit status 0 done, 1 failed, 2 wrong usage or configuration."""
+    """Run the agent until SIGTERM or SIGINT, or the check of its store (agent/fsck.py).
+
+    Exit status 0 done, 1 failed, 2 wrong usage or configuration.
+    """
+    if sys.argv[1:2] == ["fsck"]:
+        return fsck(sys.argv[2:])
     arguments = _parser().parse_args()
     set_up(arguments.log_level)
     try:
@@ -42,7 +48,9 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="headrace-agent", description="Serves datasets to the pods of this node.", allow_abbrev=False
+        prog="headrace-agent",
+        description="Serves datasets to the pods of this node. `headrace-agent fsck` checks the store.",
+        allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the TOML file")
     parser.add_argument("--log-level", choices=LEVELS, default="info")

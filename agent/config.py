@@ -94,6 +94,11 @@ class StoreConfig(_Table):
         default=8 * MIB,
         description="The unit of fill, verification and exchange: a power of two from `1MiB` to `256MiB`.",
     )
+    scrub_rate: Size = Field(
+        default=20 * MIB,
+        description="Bytes per second that are read in the background and compared with their checksum; "
+        '`"0B"` reads none.',
+    )
 
 
 class MountConfig(_Table):

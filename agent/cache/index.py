@@ -73,8 +73,13 @@ class StoredObject:
     id: int
     key: str
     uri: str
+    version: str
     size: int
     chunk_size: int
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.uri, self.version, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +156,11 @@ class Index:
                 self._db.execute("DELETE FROM chunks WHERE object = ? AND chunk = ?", (row, chunk))
                 self._db.execute("UPDATE objects SET present = present - ? WHERE id = ?", (length, row))
 
+    def renewed(self, row: int) -> None:
+        """An object has a new file (renewal.py), which was never complete."""
+        with self._errors():
+            self._db.execute("UPDATE objects SET ever_complete = 0 WHERE id = ?", (row,))
+
     def forget(self, key: str) -> None:
         """Drop an object and its chunks."""
         with self._errors():
@@ -211,10 +221,15 @@ class Index:
 
     def objects_after(self, key: str, limit: int) -> list[StoredObject]:
         """The next objects in the order of their keys; all of them come by and by."""
-        query = "SELECT id, key, uri, size, chunk_size FROM objects WHERE key > ? ORDER BY key LIMIT ?"
+        query = (
+            "SELECT id, key, uri, version, size, chunk_size FROM objects WHERE key > ? ORDER BY key LIMIT ?"
+        )
         with self._errors():
             rows = self._db.execute(query, (key, limit)).fetchall()
-        return [StoredObject(row, key, _loaded(uri), size, chunk) for row, key, uri, size, chunk in rows]
+        return [
+            StoredObject(row, key, _loaded(uri), _loaded(version), size, chunk)
+            for row, key, uri, version, size, chunk in rows
+        ]
 
     def checksums(self, row: int) -> list[tuple[int, bytes]]:
         """The chunks of the object with this row id, in order, each with its xxh3-128."""
