@@ -1,4 +1,4 @@
-"""`headrace-agent fsck --config FILE [--json]`: checks the store while no agent uses it, says what it found."""
+"""`headrace-agent fsck --config FILE [--json]`: checks the store while no agent uses it."""
 
 from __future__ import annotations
 
