@@ -1,0 +1,119 @@
+"""The exchange's door: accepts connections, and shuts out those that cost without bringing anything.
+
+aiohttp parses and serves; what it does not do is done here. The number of connections is bounded, that of
+strangers (who have not shown a good token yet) more tightly, so that no flood of them keeps members out. A
+connection that is in no request for too long is closed, be it idle or sending a head byte by byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from agent.clock import Clock, Timer
+
+log = logging.getLogger(__name__)
+
+CONNECTIONS = 4096  # a tracker of 3,000 agents has one or two of each
+STRANGERS = 512  # connections that have not shown a good token; a member shows one in its first request
+HEAD_WITHIN = 10.0  # seconds from the connection to the end of the first request's head
+IDLE_WITHIN = 30.0  # seconds between two requests; agents keep idle connections for 20
+SWEEP_EVERY = 2.0  # seconds
+BACKLOG = 1024
+FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+@dataclass(slots=True)
+class _Visit:
+    """One connection."""
+
+    transport: asyncio.Transport
+    since: float  # monotonic, of its connection or of the end of its last request
+    member: bool = False
+    requests: int = 0  # under way
+
+
+class Gate:
+    """Accepts on one listening socket. Used on the loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._visits: dict[asyncio.BaseTransport, _Visit] = {}
+        self._accepting: asyncio.Task[None] | None = None
+        self._sweep: Timer | None = None
+
+    def start(self, listener: socket.socket, server: web.Server) -> None:
+        """Serve what connects to `listener`, which becomes this gate's."""
+        listener.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept(listener, server))
+        self._sweep = self._clock.call_later(SWEEP_EVERY, self._close_idle)
+
+    async def close(self) -> None:
+        """Accept no more; connections are the runner's to end."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
+
+    def begin(self, transport: asyncio.BaseTransport | None) -> None:
+        """A request of a member begins on this connection."""
+        visit = self._visits.get(transport) if transport is not None else None
+        if visit is not None:
+            visit.member = True
+            visit.requests += 1
+
+    def end(self, transport: asyncio.BaseTransport | None) -> None:
+        """That request has been answered."""
+        visit = self._visits.get(transport) if transport is not None else None
+        if visit is not None:
+            visit.requests -= 1
+            visit.since = self._clock.monotonic()
+
+    async def _accept(self, listener: socket.socket, server: web.Server) -> None:
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:  # most likely it was gone before it was accepted, accept(2)
+                    if error.errno in OUT_OF_RESOURCES:
+                        log.warning("cannot take a peer's connection: %s", error.strerror)
+                        await self._clock.sleep(SWEEP_EVERY)
+                    continue
+                await self._admit(connection, server)
+
+    async def _admit(self, connection: socket.socket, server: web.Server) -> None:
+        self._forget_closed()
+        strangers = sum(not visit.member for visit in self._visits.values())
+        if len(self._visits) >= CONNECTIONS or strangers >= STRANGERS:
+            with connection, contextlib.suppress(OSError):
+                connection.setblocking(False)
+                connection.send(FULL)
+            return
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.connect_accepted_socket(server, connection)
+        assert isinstance(transport, asyncio.Transport)
+        self._visits[transport] = _Visit(transport, self._clock.monotonic())
+
+    def _forget_closed(self) -> None:
+        if len(self._visits) >= STRANGERS:
+            for transport in [one for one in self._visits if one.is_closing()]:
+                del self._visits[transport]
+
+    def _close_idle(self) -> None:
+        now = self._clock.monotonic()
+        for visit in list(self._visits.values()):
+            allowed = IDLE_WITHIN if visit.member else HEAD_WITHIN
+            if not visit.requests and now - visit.since > allowed:
+                visit.transport.abort()
+            if visit.transport.is_closing():
+                del self._visits[visit.transport]
+        self._sweep = self._clock.call_later(SWEEP_EVERY, self._close_idle)
