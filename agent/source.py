@@ -29,6 +29,14 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Checksum:
+    """What an origin states of all bytes of an object; the algorithms are in agent/cache/whole.py."""
+
+    algorithm: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
     """What may be under way at once towards one source, and how long one request may take.
 
@@ -61,6 +69,10 @@ class Origin(ChunkSource, Protocol):
 
     async def resolve(self, uri: str) -> Dataset:
         """List the tree (or the one object) at `uri` as it is now. Raises OriginError."""
+
+    async def checksum(self, ref: ObjectRef) -> Checksum | None:
+        """What the origin states of the whole object at this version; None where it states nothing that can
+        be checked. Raises OriginError."""
 
     async def close(self) -> None:
         """Give back connections and threads."""

@@ -25,7 +25,7 @@ from agent.metrics import Metrics
 from agent.origin.http_query import Queries
 from agent.origin.receiver import Receiver
 from agent.origin.url import canonical, endpoint_of
-from agent.source import Budget, Origin, Sink
+from agent.source import Budget, Checksum, Origin, Sink
 from agent.transfer.request import Endpoint
 
 ACCEPTED = (
@@ -104,6 +104,17 @@ class Origins:
             raise denied
         finally:
             self._metrics.origin_bytes.labels(name).inc(sink.position - before)
+
+    async def checksum(self, ref: ObjectRef) -> Checksum | None:
+        """What the origin that has this object states of all its bytes. Raises OriginError."""
+        for uri, credentials in self._candidates(ref):
+            self._metrics.origin_metadata_requests(self.budget(ref).name).inc()
+            try:
+                async with self._using(uri, credentials) as origin:
+                    return await origin.checksum(ref)
+            except AccessDenied as error:
+                denied = error
+        raise denied
 
     async def close(self) -> None:
         """Give back connections and threads of all of them."""

@@ -20,7 +20,7 @@ from agent.origin.budget import QUESTION_DEADLINE, budget_of
 from agent.origin.file_tree import SCHEME, Walk, version_of
 from agent.origin.mounts import OwnMounts, resolve
 from agent.origin.pool import WorkPool
-from agent.source import Budget, Sink
+from agent.source import Budget, Checksum, Sink
 
 PIECE = 1024 * 1024
 _OPEN = (
@@ -63,6 +63,10 @@ class FileOrigin:
         path = path_of(ref.uri)
         with _translated(path):
             await self._pool.bring(lambda guarded: _read(path, ref.version, guarded), sink)
+
+    async def checksum(self, ref: ObjectRef) -> Checksum | None:
+        """File systems state none."""
+        return None
 
     async def close(self) -> None:
         """Let the threads go."""

@@ -17,7 +17,7 @@ from agent.origin.budget import QUESTION_DEADLINE, budget_of
 from agent.origin.generic_driver import Driver, Listed
 from agent.origin.generic_version import modified_ns, same_version, version_of
 from agent.origin.pool import WorkPool
-from agent.source import Budget, Sink
+from agent.source import Budget, Checksum, Sink
 
 
 class GenericOrigin:
@@ -48,6 +48,10 @@ class GenericOrigin:
         """Read `[sink.position, sink.end)`. Raises OriginError; VersionChanged by `info` before and after."""
         driver_of(ref.uri)
         await self._pool.bring(lambda guarded: self._read(ref, guarded), sink)
+
+    async def checksum(self, ref: ObjectRef) -> Checksum | None:
+        """What drivers state differs too much to be relied on."""
+        return None
 
     async def close(self) -> None:
         """Let the threads and the drivers go."""

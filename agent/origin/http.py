@@ -30,7 +30,7 @@ from agent.origin.url import (
     shown_url,
 )
 from agent.origin.version import http_date_ns
-from agent.source import Budget, Sink
+from agent.source import Budget, Checksum, Sink
 from agent.transfer.request import RangedGet, Redirected
 
 
@@ -82,6 +82,10 @@ class HttpOrigin:
             else:
                 return
         raise OriginError(f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
+
+    async def checksum(self, ref: ObjectRef) -> Checksum | None:
+        """Servers state none that they can be held to."""
+        return None
 
     async def close(self) -> None:
         """Close the connections that metadata questions keep."""

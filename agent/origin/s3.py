@@ -6,6 +6,7 @@ because XML cannot carry every key. An object's version is its ETag; each GET is
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -20,13 +21,14 @@ from agent.origin.budget import budget_of
 from agent.origin.receiver import Receiver, stall_timeout
 from agent.origin.s3_client import S3Client
 from agent.origin.s3_sign import Wanted, ranged_get
-from agent.origin.version import nanoseconds, unquoted
-from agent.source import Budget, Sink
+from agent.origin.version import nanoseconds, quoted, unquoted
+from agent.source import Budget, Checksum, Sink
 from agent.transfer.request import Redirected
 
 T = TypeVar("T")
 
 SCHEME = "s3://"
+CHECKSUMS = {"ChecksumSHA256": "sha256", "ChecksumSHA1": "sha1", "ChecksumCRC32": "crc32"}
 
 
 class S3Origin:
@@ -59,6 +61,14 @@ class S3Origin:
         if sink.position >= sink.end:
             return
         await self._renewing(lambda credentials: self._receive(ref, sink, credentials))
+
+    async def checksum(self, ref: ObjectRef) -> Checksum | None:
+        """From HeadObject with ChecksumMode (S3 API): SHA-256, SHA-1 or CRC-32 of the full object. Composite
+        ones, of the parts of an upload, cannot be made from the bytes alone; CRC-32C and CRC-64/NVME are
+        passed over."""
+        bucket, key = split_uri(ref.uri)
+        head = await self._renewing(lambda _: self._head(bucket, key, ref.version))
+        return stated(head)
 
     async def close(self) -> None:
         """Close the connections that listing keeps."""
@@ -115,6 +125,14 @@ class S3Origin:
             for item in page.get("Contents", ()):
                 yield _listed(bucket, item["Key"], item["Key"][len(prefix) :], item, item["Size"])
 
+    async def _head(self, bucket: str, key: str, version: str) -> dict[str, Any]:
+        client = await self._client.of(bucket)
+        async with self._client.asking(shown(bucket, key)):
+            head: dict[str, Any] = await client.head_object(
+                Bucket=bucket, Key=key, IfMatch=quoted(version), ChecksumMode="ENABLED"
+            )
+        return head
+
     async def _one(self, bucket: str, key: str) -> ListedObject:
         client = await self._client.of(bucket)
         try:
@@ -123,6 +141,21 @@ class S3Origin:
         except ObjectMissing as error:
             raise _nothing_at(bucket, key) from error
         return _listed(bucket, key, key.rpartition("/")[2], head, head["ContentLength"])
+
+
+def stated(head: dict[str, Any]) -> Checksum | None:
+    """The strongest checksum of the full object that an answer to HeadObject has."""
+    if head.get("ChecksumType", "FULL_OBJECT") != "FULL_OBJECT":
+        return None
+    for field, algorithm in CHECKSUMS.items():
+        text = str(head.get(field) or "")
+        try:
+            value = base64.b64decode(text, validate=True)
+        except ValueError:  # a composite one of a server that does not say the type: "...-3"
+            continue
+        if value:
+            return Checksum(algorithm, value)
+    return None
 
 
 def split_uri(uri: str) -> tuple[str, str]:

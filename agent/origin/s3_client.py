@@ -26,6 +26,7 @@ from agent.errors import (
     OriginError,
     OriginMisbehaved,
     OriginUnavailable,
+    VersionChanged,
 )
 from agent.identity import OWN, Credentials
 from agent.origin.budget import QUESTION_DEADLINE
@@ -205,6 +206,8 @@ def _of_response(where: str, error: boto.ClientError) -> OriginError:
     code = str(error.response.get("Error", {}).get("Code", "")) or str(status)
     if code == "NoSuchBucket":
         return ObjectMissing(f"{where}: there is no such bucket; check its name and endpoint_url")
+    if status == 412:
+        return VersionChanged(f"{where}: the object is not the version any more that was asked for")
     if status == 404:
         return ObjectMissing(f"{where}: there is no such object")
     if status in (401, 403) or code in _DENIED_CODES:
