@@ -41,6 +41,7 @@ class Passthrough:
         self._loop = loop
         self._allowed = False
         self._not_before = 0.0
+        self._asking: dict[int, asyncio.Task[None]] = {}
         self._closing: dict[int, asyncio.Future[None]] = {}
         self._lookups: dict[int, int] = {}
         self._lookups_lock = threading.Lock()
@@ -70,15 +71,28 @@ class Passthrough:
 
         While a nodeid is open it must get the same id again (FINDINGS.md).
         """
-        if closing := self._closing.get(nodeid):
-            await asyncio.wait([closing])  # the holder would give the id that it is about to close
-        if nodeid not in self.backing:
+        while nodeid not in self.backing:
+            if closing := self._closing.get(nodeid):
+                await asyncio.wait([closing])  # the holder would give the id that it is about to close
+                continue
             try:
-                self.backing[nodeid] = await asyncio.to_thread(self._ask, nodeid, cached)
+                await asyncio.shield(self._asked(nodeid, cached))
             except HolderError as error:
                 self._decline(nodeid, error)
                 return None
         return self.backing[nodeid]
+
+    def _asked(self, nodeid: int, cached: CachedObject) -> asyncio.Task[None]:
+        """One question for all who open the file at once: an answer to a second could come before the id is
+        closed and be kept after it."""
+        task = self._asking.get(nodeid)
+        if task is None:
+            task = self._asking[nodeid] = self._loop.create_task(self._ask(nodeid, cached))
+            task.add_done_callback(lambda _: self._asking.pop(nodeid))
+        return task
+
+    async def _ask(self, nodeid: int, cached: CachedObject) -> None:
+        self.backing[nodeid] = await asyncio.to_thread(self._ask_holder, nodeid, cached)
 
     def looked_up(self, nodeid: int) -> None:
         """The kernel is about to learn this nodeid (FUSE threads)."""
@@ -107,7 +121,7 @@ class Passthrough:
         else:
             log.warning("%s: no passthrough for the moment: %s", self._mount, error)
 
-    def _ask(self, nodeid: int, cached: CachedObject) -> int:
+    def _ask_holder(self, nodeid: int, cached: CachedObject) -> int:
         try:
             fd = cached.open_read_only()
         except OSError as error:
@@ -120,6 +134,8 @@ class Passthrough:
     def _close(self, nodeid: int) -> None:
         with self._lookups_lock:
             known_again = nodeid in self._lookups
+        if nodeid in self._asking:
+            return  # somebody is about to open it; the kernel forgets it again after that
         if not known_again and self.backing.pop(nodeid, None) is not None:
             closing = self._loop.run_in_executor(None, self._tell_closed, nodeid)
             self._closing[nodeid] = closing
