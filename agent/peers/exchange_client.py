@@ -1,0 +1,106 @@
+"""Asking peers: bytes through an engine of receiving threads, small calls through aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import aiohttp
+
+from agent.content import Extent, ObjectRef
+from agent.errors import HeadraceError
+from agent.peers.member import Peer
+from agent.peers.protocol import (
+    BODY_HEADER,
+    OBJECT_HEADER,
+    PREFIX,
+    object_name,
+    object_target,
+    range_header,
+)
+from agent.peers.token import Bound, Tokens, body_digest
+from agent.settings import split_listen
+from agent.source import Sink
+from agent.transfer.engine import Engine
+from agent.transfer.request import Endpoint, RangedGet
+
+STALL_TIMEOUT = 2.0  # seconds that a peer may be silent while it sends bytes: the origin is never far
+LONGEST_ANSWER = 4 << 20  # bytes of a call's answer
+CONNECTIONS_PER_PEER = 4  # of calls; bytes have the engine's own
+
+
+class PeerSilent(HeadraceError):
+    """A peer did not answer a call in time, or not as a peer does."""
+
+
+class ExchangeClient:
+    """This agent as a client of its peers. Made and used on one loop."""
+
+    def __init__(self, tokens: Tokens, engine: Engine) -> None:
+        """`engine` is the peers' own: its threads may wait for a unit's digest."""
+        self._tokens = tokens
+        self._engine = engine
+        connector = aiohttp.TCPConnector(limit=0, limit_per_host=CONNECTIONS_PER_PEER)
+        self._session = aiohttp.ClientSession(
+            connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        )
+
+    async def close(self) -> None:
+        """Close the calls' connections; the engine is closed by who made it."""
+        await self._session.close()
+
+    async def receive(self, peer: Peer, ref: ObjectRef, sink: Sink) -> None:
+        """Bring `[sink.position, sink.end)` of an object from a peer. Raises as `Engine.receive` does."""
+        target = object_target(ref)
+        extent = Extent(sink.position, sink.end - sink.position)
+        get = RangedGet(
+            endpoint=Endpoint("http", *split_listen(peer.address)),
+            target=target,
+            headers={
+                "Host": peer.address,
+                "Authorization": self._tokens.issue(peer.address, Bound("GET", target)),
+                OBJECT_HEADER: object_name(ref),
+                "Range": range_header(extent),
+            },
+            extent=extent,
+            size=ref.size,
+            check=_any_headers,
+            name=f"{ref.uri} from {peer.name}",
+            as_stored=True,
+            stall_timeout=STALL_TIMEOUT,
+        )
+        await self._engine.receive(get, sink)
+
+    async def call(self, peer: Peer, name: str, body: bytes, within: float) -> bytes:
+        """`POST /peer/v1/<name>`: the answer's body. Raises PeerSilent, at the latest after `within` s."""
+        target = f"{PREFIX}/{name}"
+        headers = {"Authorization": self._tokens.issue(peer.address, Bound.of("POST", target, body))}
+        if body:
+            headers[BODY_HEADER] = body_digest(body)
+        try:
+            async with (
+                asyncio.timeout(within),
+                self._session.post(
+                    f"http://{peer.address}{target}", data=body, headers=headers, allow_redirects=False
+                ) as answer,
+            ):
+                if answer.status != 200:
+                    raise PeerSilent(f"{peer.name} answers {answer.status} to {name}")
+                return await _read(answer, peer)
+        except TimeoutError:
+            raise PeerSilent(f"{peer.name} did not answer {name} within {within:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise PeerSilent(f"{peer.name} cannot be asked: {type(error).__name__}") from error
+
+
+async def _read(answer: aiohttp.ClientResponse, peer: Peer) -> bytes:
+    body = bytearray()
+    async for part in answer.content.iter_any():
+        body += part
+        if len(body) > LONGEST_ANSWER:
+            raise PeerSilent(f"{peer.name} answers more than {LONGEST_ANSWER} bytes")
+    return bytes(body)
+
+
+def _any_headers(headers: Mapping[str, str]) -> None:
+    """A version in the answer proves nothing: each unit is checked by its digest."""

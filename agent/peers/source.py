@@ -1,0 +1,220 @@
+"""Chunks from peers first, and from the origin where no peer has them in time.
+
+`PeerSource` stands in front of the origins' own source and behind the same seam (agent/source.py). Whom to
+ask it is told by a `Guide`, within a bounded time. As a child it takes bytes from its parents, one after the
+other where one fails, each going on at the byte where the last one ended, and lets a unit through only when
+it has the digest that its head made. As a head, or where no parent is left, it reads the origin as if there
+were no peers, makes the digests and tells them to the guide. Whatever peers do wrong costs a bounded time,
+is counted, and leaves the peer out for a while; the errors that a fill sees are the origin's and the store's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Protocol
+
+from agent.clock import Clock, timeout
+from agent.content import Extent, ObjectRef
+from agent.errors import (
+    HeadraceError,
+    ObjectMissing,
+    OriginMisbehaved,
+    StoreError,
+    VersionChanged,
+)
+from agent.peers.counts import PeerCounts
+from agent.peers.exchange_client import ExchangeClient
+from agent.peers.liveness import Liveness
+from agent.peers.member import Peer
+from agent.peers.units import CheckedSink, MakingSink, Rest, UnitUnknown, UnitWrong
+from agent.source import Budget, ChunkSource, Sink
+
+log = logging.getLogger(__name__)
+
+PARENTS = 3  # peers that are tried for a chunk before the origin is asked
+DIGEST_WITHIN = 2.0  # seconds that a unit which has arrived waits for its digest
+UNIT_WITHIN = 5.0  # seconds for a unit to arrive: with 16 streams over one link of 200 Mbit/s it takes 0.7
+PEERS_WITHIN = 10.0  # seconds for all parents of a chunk while none of them brings a unit
+RESTS = 256  # heads' digests of unfinished units that are kept for the next attempt
+
+
+class Guide(Protocol):
+    """Who knows whom to ask for what. Used on the loop."""
+
+    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer]:
+        """The peers to ask for these bytes, the best first; none where the origin is to be asked.
+
+        Answers within tens of milliseconds, and never raises.
+        """
+
+    async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
+        """The digest of a unit as its head made it, as soon as that is known; the caller bounds the wait."""
+
+    def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
+        """This agent had the unit from the origin, and this is its digest."""
+
+    def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
+        """The bytes are here, from a peer or from the origin (None)."""
+
+    def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: str) -> None:
+        """A parent did not bring the bytes (the reasons are those of agent/peers/counts.py)."""
+
+
+class PeerSource:
+    """A `ChunkSource` that asks peers before it asks `origin`."""
+
+    def __init__(
+        self,
+        origin: ChunkSource,
+        guide: Guide,
+        client: ExchangeClient,
+        liveness: Liveness,
+        clock: Clock,
+        counts: PeerCounts,
+    ) -> None:
+        self._origin = origin
+        self._guide = guide
+        self._client = client
+        self._liveness = liveness
+        self._clock = clock
+        self._counts = counts
+        self._rests: OrderedDict[tuple[str, int], Rest] = OrderedDict()
+
+    def budget(self, ref: ObjectRef) -> Budget:
+        return self._origin.budget(ref)
+
+    async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
+        """As the seam says; only the origin's errors and the store's are raised."""
+        if sink.position == sink.end:
+            return
+        await self._from_peers(ref, sink)
+        if sink.position < sink.end:
+            await self._from_origin(ref, sink)
+
+    async def _from_peers(self, ref: ObjectRef, sink: Sink) -> None:
+        give_up = self._clock.monotonic() + PEERS_WITHIN
+        parents = await self._guide.parents(ref, _left(sink))
+        for peer in [one for one in parents if self._liveness.usable(one.name)][:PARENTS]:
+            before = sink.position
+            error = await self._from_peer(peer, ref, sink)
+            late = sink.position == before and self._clock.monotonic() >= give_up
+            if error is None or isinstance(error, UnitUnknown) or late:
+                return
+
+    async def _from_peer(self, peer: Peer, ref: ObjectRef, sink: Sink) -> HeadraceError | TimeoutError | None:
+        """Why the peer did not bring all that was missing; None where it did."""
+        wanted = _left(sink)
+        error: HeadraceError | TimeoutError | None = None
+        try:
+            await self._receive(peer, ref, sink)
+        except StoreError:
+            raise
+        except (HeadraceError, TimeoutError) as failure:
+            error = failure
+            self._fell_short(peer, ref, _left(sink), failure)
+        else:
+            self._liveness.answered(peer.name)
+            self._guide.brought(ref, wanted, peer)
+        self._counts.bytes_received.inc(sink.position - wanted.offset)
+        return error
+
+    async def _receive(self, peer: Peer, ref: ObjectRef, sink: Sink) -> None:
+        loop = asyncio.get_running_loop()
+        expected = functools.partial(self._expected, loop, ref)
+        checked = CheckedSink(sink, ref.size, expected)
+        receiving = asyncio.ensure_future(self._client.receive(peer, ref, checked))
+        try:
+            while not receiving.done():
+                before = sink.position
+                await self._wait(receiving)
+                if not receiving.done() and sink.position == before:
+                    raise TimeoutError(f"no unit within {UNIT_WITHIN:g} s")
+            receiving.result()
+        finally:
+            await _over(receiving)
+
+    async def _wait(self, receiving: asyncio.Future[None]) -> None:
+        """Wait for the end, or for as long as one unit may take."""
+        try:
+            async with timeout(self._clock, UNIT_WITHIN):
+                await asyncio.wait([receiving])
+        except TimeoutError:
+            pass
+
+    def _expected(self, loop: asyncio.AbstractEventLoop, ref: ObjectRef, unit: int) -> bytes | None:
+        """A unit's digest, for a receiving thread."""
+        asked = asyncio.run_coroutine_threadsafe(self._guide.digest(ref, unit), loop)
+        try:
+            return asked.result(DIGEST_WITHIN)
+        except FutureTimeout:
+            asked.cancel()
+            return None
+
+    def _fell_short(
+        self, peer: Peer, ref: ObjectRef, missing: Extent, error: HeadraceError | TimeoutError
+    ) -> None:
+        reason = _reason(error)
+        self._counts.failures[reason].inc()
+        self._guide.failed(ref, missing, peer, reason)
+        if isinstance(error, UnitWrong):
+            rest = self._liveness.lied(peer.name)
+        elif reason == "absent":
+            return
+        else:
+            rest = self._liveness.failed(peer.name)
+        log.warning("peer %s is left out for %.0f s: %s: %s", peer.name, rest, reason, error)
+
+    async def _from_origin(self, ref: ObjectRef, sink: Sink) -> None:
+        loop = asyncio.get_running_loop()
+        wanted = _left(sink)
+        key = (ref.key, sink.end)
+
+        def made(unit: int, digest: bytes) -> None:
+            loop.call_soon_threadsafe(self._guide.made, ref, unit, digest)
+
+        making = MakingSink(sink, ref.size, made, self._rests.pop(key, None))
+        try:
+            await self._origin.fetch(ref, making)
+        finally:
+            self._keep_rest(key, making)
+        self._guide.brought(ref, wanted, None)
+
+    def _keep_rest(self, key: tuple[str, int], making: MakingSink) -> None:
+        if making.position < making.end and (rest := making.rest) is not None:
+            self._rests[key] = rest
+            if len(self._rests) > RESTS:
+                self._rests.popitem(last=False)
+
+
+def _left(sink: Sink) -> Extent:
+    return Extent(sink.position, sink.end - sink.position)
+
+
+def _reason(error: HeadraceError | TimeoutError) -> str:
+    if isinstance(error, (ObjectMissing, UnitUnknown)):
+        return "absent"
+    if isinstance(error, TimeoutError):
+        return "slow"
+    if isinstance(error, (UnitWrong, OriginMisbehaved, VersionChanged)):
+        return "wrong"
+    return "silent"
+
+
+async def _over(work: asyncio.Future[None]) -> None:
+    """End a piece of work; when this returns it is over, however often the waiting task is cancelled."""
+    work.cancel()
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+    if not work.cancelled():
+        work.exception()
+    if cancelled:
+        raise asyncio.CancelledError

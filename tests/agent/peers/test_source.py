@@ -1,0 +1,316 @@
+"""Peers before the origin: over real sockets, with peers that do all they should not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from agent.clock import SystemClock
+from agent.content import Extent, ObjectRef
+from agent.errors import OriginUnavailable, StoreFull
+from agent.peers import source as source_module
+from agent.peers.counts import PeerCounts
+from agent.peers.exchange_client import ExchangeClient, PeerSilent
+from agent.peers.liveness import Liveness
+from agent.peers.member import Peer
+from agent.peers.secrets import Secrets
+from agent.peers.source import PeerSource
+from agent.peers.token import Tokens
+from agent.peers.units import UNIT
+from agent.transfer.engine import Engine
+from agent.transfer.landing import Landing
+from tests.agent.peers.conftest import CHUNK, Serve, Served, random_bytes, secret_file
+from tests.fakes.guide import MemoryGuide
+from tests.fakes.raw_http import CLOSE, RESET, RawServer, head, partial
+from tests.fakes.source import Gate, MemorySource
+from tests.harness.s3 import free_ports
+from tests.harness.sink import MemorySink
+
+SIZE = 2 * CHUNK + 12345
+REF = ObjectRef("s3://models/llama/weights", "etag-1", SIZE)
+DATA = random_bytes(SIZE)
+FIRST = Extent(0, CHUNK)
+
+
+@dataclass
+class Asking:
+    """One agent that asks: its source, and what is behind it."""
+
+    source: PeerSource
+    origin: MemorySource
+    guide: MemoryGuide
+    client: ExchangeClient
+    liveness: Liveness
+    counts: PeerCounts
+
+    async def read(self, extent: Extent = FIRST) -> bytes:
+        sink = MemorySink(extent.offset, extent.end)
+        async with asyncio.timeout(30):
+            await self.source.fetch(REF, sink)
+        return bytes(sink.data)
+
+    def counted(self, reason: str) -> float:
+        return float(self.counts.failures[reason]._value.get())
+
+    @property
+    def from_origin(self) -> int:
+        return sum(extent.length for extent in self.origin.fetches)
+
+
+@pytest.fixture
+async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        engine = Engine(4, clock)
+        stack.push_async_callback(engine.close)
+        client = ExchangeClient(Tokens(Secrets(secret_file(tmp_path), clock), clock, "asking"), engine)
+        stack.push_async_callback(client.close)
+        origin, guide, liveness = MemorySource({REF.uri: DATA}), MemoryGuide(), Liveness(clock)
+        counts = PeerCounts(CollectorRegistry())
+        source = PeerSource(origin, guide, client, liveness, clock, counts)
+        yield Asking(source, origin, guide, client, liveness, counts)
+
+
+def peer(port: int) -> Peer:
+    return Peer(f"127.0.0.1:{port}", f"127.0.0.1:{port}", "")
+
+
+async def has(serve: Serve, name: str = "store") -> Served:
+    served = await serve(name)
+    await served.keep(REF, DATA)
+    return served
+
+
+async def test_what_a_peer_has_costs_no_byte_of_the_origin(asking: Asking, serve: Serve) -> None:
+    served = await has(serve)
+    asking.guide.parents_now = [peer(served.port)]
+    asking.guide.know(REF, DATA)
+    assert await asking.read() == DATA[:CHUNK]
+    assert await asking.read(Extent(2 * CHUNK, 12345)) == DATA[2 * CHUNK :]
+    assert await asking.read(Extent(UNIT + 5, 7)) == DATA[UNIT + 5 : UNIT + 12]
+    assert not asking.origin.fetches
+    assert [told[2] for told in asking.guide.told] == [peer(served.port)] * 3
+
+
+async def test_without_a_peer_the_head_reads_the_origin_and_tells_the_digests(asking: Asking) -> None:
+    assert await asking.read() == DATA[:CHUNK]
+    assert asking.origin.fetches == [FIRST]
+    other = MemoryGuide()
+    other.know(REF, DATA[:CHUNK])
+    await asyncio.sleep(0)
+    assert asking.guide.known == other.known
+    assert asking.guide.told == [(REF.key, FIRST, None)]
+
+
+async def test_a_head_that_is_cut_short_tells_every_digest_in_the_end(asking: Asking) -> None:
+    asking.origin.script(UNIT + 100, OriginUnavailable("gone"))
+    sink = MemorySink(0, CHUNK)
+    with pytest.raises(OriginUnavailable):
+        await asking.source.fetch(REF, sink)
+    await asking.source.fetch(REF, sink)
+    assert bytes(sink.data) == DATA[:CHUNK]
+    await asyncio.sleep(0)
+    assert len(asking.guide.known) == CHUNK // UNIT
+
+
+def whole(data: bytes) -> bytes:
+    return partial(data, 0, CHUNK)
+
+
+def flipped() -> bytes:
+    wrong = bytearray(DATA)
+    wrong[2 * UNIT + 99] ^= 0x10
+    return bytes(wrong)
+
+
+BAD: dict[str, tuple[tuple[object, ...], str]] = {
+    "flips a bit": ((whole(flipped())[: CHUNK + 500],), "wrong"),
+    "stalls after the head": ((partial(DATA, 0, CHUNK)[:100], threading.Event()), "silent"),
+    "stalls in the middle": ((whole(DATA)[: 2 * UNIT], threading.Event()), "silent"),
+    "answers 200 with everything": ((head("200 OK", f"Content-Length: {SIZE}"), DATA, CLOSE), "wrong"),
+    "answers another range": ((partial(DATA, UNIT, UNIT + CHUNK),), "wrong"),
+    "says another size": (
+        (head("206 Partial Content", f"Content-Range: bytes 0-{CHUNK - 1}/5"), CLOSE),
+        "wrong",
+    ),
+    "says another length": (
+        (
+            head("206 Partial Content", f"Content-Range: bytes 0-{CHUNK - 1}/{SIZE}", "Content-Length: 3"),
+            CLOSE,
+        ),
+        "wrong",
+    ),
+    "closes at once": ((CLOSE,), "silent"),
+    "breaks off in the middle": ((whole(DATA)[: 2 * UNIT], RESET), "silent"),
+    "says no HTTP": ((b"hello\r\n\r\n",), "wrong"),
+    "redirects": ((head("302 Found", "Location: http://127.0.0.1:1/"), CLOSE), "silent"),
+    "has it not": ((head("404 Not Found", "Content-Length: 0"), CLOSE), "absent"),
+    "refuses the token": ((head("401 Unauthorized", "Content-Length: 0"), CLOSE), "silent"),
+    "is overloaded": ((head("503 Service Unavailable", "Content-Length: 0"), CLOSE), "silent"),
+    "says that the version changed": ((head("412 Precondition Failed", "Content-Length: 0"), CLOSE), "wrong"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+async def test_a_bad_peer_costs_a_bounded_time_and_the_next_one_goes_on(
+    asking: Asking, serve: Serve, fault: str
+) -> None:
+    answer, reason = BAD[fault]
+    served = await has(serve)
+    asking.guide.know(REF, DATA)
+    with RawServer(answer) as bad:
+        asking.guide.parents_now = [peer(bad.port), peer(served.port)]
+        begun = asyncio.get_running_loop().time()
+        assert await asking.read() == DATA[:CHUNK]
+        assert asyncio.get_running_loop().time() - begun < 6
+        assert not asking.origin.fetches
+        assert asking.guide.blamed == [(peer(bad.port), reason)]
+        assert asking.counted(reason) == 1
+        if reason != "absent":
+            assert not asking.liveness.usable(peer(bad.port).name)
+            assert await asking.read(Extent(CHUNK, CHUNK)) == DATA[CHUNK : 2 * CHUNK]
+            assert len(bad.requests) == 1
+
+
+@pytest.mark.parametrize("fault", BAD)
+async def test_with_bad_peers_only_the_origin_gives_the_rest(asking: Asking, fault: str) -> None:
+    asking.guide.know(REF, DATA)
+    with RawServer(BAD[fault][0]) as bad:
+        asking.guide.parents_now = [peer(bad.port)]
+        assert await asking.read() == DATA[:CHUNK]
+        (rest,) = asking.origin.fetches
+        assert rest.end == CHUNK
+        # A reset throws away what had come and was not read yet.
+        right = {
+            "flips a bit": {2 * UNIT},
+            "stalls in the middle": {UNIT},
+            "breaks off in the middle": {0, UNIT},
+        }
+        assert rest.offset in right.get(fault, {0})
+
+
+async def test_a_peer_that_is_not_there_is_left_out(asking: Asking) -> None:
+    (port,) = free_ports(1)
+    asking.guide.parents_now = [peer(port)]
+    assert await asking.read() == DATA[:CHUNK]
+    assert asking.counted("silent") == 1
+    assert asking.from_origin == CHUNK
+
+
+async def test_a_peer_that_sends_byte_by_byte_is_too_slow(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "UNIT_WITHIN", 0.3)
+    asking.guide.know(REF, DATA)
+    answer = whole(DATA)
+    with RawServer((answer[: UNIT + UNIT // 2], threading.Event())) as slow:
+        asking.guide.parents_now = [peer(slow.port)]
+        assert await asking.read() == DATA[:CHUNK]
+    assert asking.counted("slow") == 1
+    assert asking.from_origin == CHUNK - UNIT
+
+
+async def test_a_unit_whose_digest_is_not_told_in_time_is_asked_of_the_origin_and_nobody_blamed(
+    asking: Asking, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "DIGEST_WITHIN", 0.2)
+    served = await has(serve)
+    asking.guide.parents_now = [peer(served.port)]
+    assert await asking.read() == DATA[:CHUNK]
+    assert asking.from_origin == CHUNK
+    assert asking.liveness.usable(peer(served.port).name)
+
+
+async def test_a_digest_that_is_told_late_is_waited_for(asking: Asking, serve: Serve) -> None:
+    served = await has(serve)
+    asking.guide.parents_now = [peer(served.port)]
+    reading = asyncio.ensure_future(asking.read())
+    asyncio.get_running_loop().call_later(0.2, asking.guide.know, REF, DATA)
+    assert await reading == DATA[:CHUNK]
+    assert not asking.origin.fetches
+
+
+class FullSink(MemorySink):
+    def write(self, data: memoryview) -> None:
+        raise StoreFull("full")
+
+
+async def test_an_error_of_the_store_is_no_fault_of_the_peer(asking: Asking, serve: Serve) -> None:
+    served = await has(serve)
+    asking.guide.parents_now = [peer(served.port)]
+    asking.guide.know(REF, DATA)
+    with pytest.raises(StoreFull):
+        await asking.source.fetch(REF, FullSink(0, CHUNK))
+    assert not asking.guide.blamed
+
+
+@pytest.mark.parametrize("waits_for", ["bytes", "digest"])
+async def test_a_fetch_that_is_cancelled_touches_the_sink_no_more(asking: Asking, waits_for: str) -> None:
+    sink = MemorySink(0, CHUNK)
+    held = threading.Event()
+    with RawServer((whole(DATA)[: UNIT // 2] if waits_for == "bytes" else whole(DATA), held)) as server:
+        asking.guide.parents_now = [peer(server.port)]
+        fetching = asyncio.ensure_future(asking.source.fetch(REF, sink))
+        await asyncio.to_thread(_until, lambda: bool(server.requests))
+        fetching.cancel()
+        await asyncio.wait([fetching])
+        assert fetching.cancelled()
+        asking.guide.know(REF, DATA)
+        assert not sink.data
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    waited = threading.Event()
+    for _ in range(1000):
+        if holds():
+            return
+        waited.wait(0.01)
+    raise AssertionError("it did not happen")
+
+
+async def test_bytes_that_a_peer_still_receives_arrive_by_way_of_it(asking: Asking, serve: Serve) -> None:
+    """Two agents want a chunk at once: the second takes it from the first while that reads the origin."""
+    served = await serve()
+    cached = await served.store.acquire(REF)
+    landing = cached.landings[0] = Landing(cached.fd, cached.extent(0))
+    asking.guide.parents_now = [peer(served.port)]
+    first_origin, gate = MemorySource({REF.uri: DATA}), Gate()
+    first_origin.script(UNIT + 10, gate)
+    first_guide = MemoryGuide()
+    first_guide.made = asking.guide.made  # type: ignore[method-assign]
+    head_source = PeerSource(
+        first_origin, first_guide, asking.client, asking.liveness, SystemClock(), asking.counts
+    )
+    filling = asyncio.ensure_future(head_source.fetch(REF, landing))
+    sink = MemorySink(0, CHUNK)
+    reading = asyncio.ensure_future(asking.source.fetch(REF, sink))
+    await asyncio.wait_for(gate.reached.wait(), 10)
+    await asyncio.to_thread(_until, lambda: len(sink.data) == UNIT)
+    gate.open.set()
+    await asyncio.wait_for(asyncio.gather(filling, reading), 20)
+    assert bytes(sink.data) == DATA[:CHUNK]
+    assert not asking.origin.fetches
+
+
+async def test_a_call_reaches_its_handler_and_one_that_nobody_answers_ends_in_time(
+    asking: Asking, serve: Serve
+) -> None:
+    async def echo(sender: str, body: bytes) -> bytes:
+        return sender.encode() + body
+
+    served = await serve(calls={"echo": echo})
+    assert await asking.client.call(peer(served.port), "echo", b"!", 5.0) == b"asking!"
+    assert await asking.client.call(peer(served.port), "echo", b"", 5.0) == b"asking"
+    with pytest.raises(PeerSilent, match="404"):
+        await asking.client.call(peer(served.port), "other", b"", 5.0)
+    with RawServer((threading.Event(),)) as silent, pytest.raises(PeerSilent, match="within"):
+        await asking.client.call(peer(silent.port), "echo", b"", 0.1)
+    with pytest.raises(PeerSilent):
+        await asking.client.call(peer(free_ports(1)[0]), "echo", b"", 5.0)

@@ -1,0 +1,45 @@
+"""The in-memory twin of `Guide` (agent/peers/source.py): the test says who the parents are."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from agent.content import Extent, ObjectRef
+from agent.peers.member import Peer
+from agent.peers.units import UNIT, unit_digest
+
+
+class MemoryGuide:
+    """`parents_now` are given to whoever asks; a digest that is not `known` is waited for."""
+
+    def __init__(self, *parents: Peer) -> None:
+        self.parents_now: Sequence[Peer] = parents
+        self.known: dict[tuple[str, int], bytes] = {}
+        self.told: list[tuple[str, Extent, Peer | None]] = []
+        self.blamed: list[tuple[Peer, str]] = []
+        self._more = asyncio.Event()
+
+    def know(self, ref: ObjectRef, data: bytes) -> None:
+        """Know the digests of all units of an object."""
+        for offset in range(0, len(data), UNIT):
+            self.made(ref, offset // UNIT, unit_digest(data[offset : offset + UNIT]))
+
+    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer]:
+        return self.parents_now
+
+    async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
+        while (ref.key, unit) not in self.known:
+            await self._more.wait()
+        return self.known[ref.key, unit]
+
+    def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
+        self.known[ref.key, unit] = digest
+        self._more.set()
+        self._more = asyncio.Event()
+
+    def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
+        self.told.append((ref.key, extent, peer))
+
+    def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: str) -> None:
+        self.blamed.append((peer, reason))
