@@ -1,0 +1,216 @@
+"""The relay of one span: groups of members by arrival, and the parents that follow from them. Pure state.
+
+Members that arrive together form a group (agent/peers/relay.py). The first members of a later group have their
+parents at the end of an earlier one, so that who joins late has somebody that began earlier, and a crowd
+that comes one by one stands in a chain by arrival. Groups are numbered; an earlier group comes before a later
+one in every stripe's order. That order never changes while anybody may go by it: a member that is moved, or
+comes back without its old place, gets its new one only when all others have asked since (`settled`).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from agent.peers.relay import CHAIN, SPAN, Formation, Place, depth_of, placed
+
+PARENTS = 3  # in a route: one, and two to go on with
+
+
+@dataclass(slots=True)
+class _Member:
+    zone: str
+    has: int = 0
+    place: Place | None = None
+    seen: int = 0  # the generation of the routes that it goes by
+    aside: bool = False
+
+
+@dataclass(slots=True)
+class _Group:
+    formation: Formation = field(default_factory=Formation)
+    starts: dict[str, int] = field(default_factory=dict)  # zone -> its first number
+    base: dict[str, tuple[int, int]] = field(default_factory=dict)  # zone -> earlier group, turn
+    followers: dict[str, int] = field(default_factory=dict)  # zone -> groups that follow it
+    depth: dict[str, int] = field(default_factory=dict)  # zone -> hops above its first member
+
+    def size(self, zone: str) -> int:
+        """How many of a zone may be parents."""
+        return self.formation.zone_size(self.starts[zone]) if zone in self.starts else 0
+
+
+class SpanRelay:
+    """Members, places and routes of one span. Its generation grows whenever somebody leaves a place."""
+
+    def __init__(self, key: str, number: int) -> None:
+        self._generation = 1
+        self._shift = (
+            zlib.crc32(key.encode()) + number * SPAN
+        )  # objects of one chunk have different heads too
+        self._members: dict[str, _Member] = {}
+        self._groups: dict[int, _Group] = {}
+        self._left: dict[str, int] = {}  # name -> the generation since which it is not where it was
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def place(self, name: str) -> Place | None:
+        """Where a member stands; None where it has none, or is not there."""
+        member = self._members.get(name)
+        return member.place if member else None
+
+    def note(self, name: str, zone: str, has: int) -> None:
+        """Know a member, and what it has by now."""
+        member = self._members.setdefault(name, _Member(zone))
+        member.has |= has
+
+    def lost(self, name: str, chunk: int) -> None:
+        """A member does not have a chunk after all."""
+        if name in self._members:
+            self._members[name].has &= ~(1 << chunk)
+
+    def saw(self, name: str) -> None:
+        """A member goes by routes as they are now."""
+        self._members[name].seen = self._generation
+
+    def awaited(self, name: str) -> bool:
+        """Whether somebody can have its new place only after this member has asked again."""
+        member = self._members[name]
+        waiting = (self._left.get(n, 0) for n, m in self._members.items() if m.place is None and n != name)
+        return bool(self._left) and member.place is not None and member.seen < max(waiting, default=0)
+
+    def is_last(self, name: str) -> bool:
+        """Whether a member stands in the newest group."""
+        place = self.place(name)
+        return place is not None and place.group == max(self._groups)
+
+    def form(self, names: Collection[str]) -> None:
+        """Give the members without a place theirs, in one new group, in the order of `names`."""
+        number = max(self._groups, default=-1) + 1
+        fresh = [name for name in names if self._members[name].place is None and self.settled(name)]
+        for name, place in placed(number, [(name, self._members[name].zone) for name in fresh]).items():
+            self._left.pop(name, None)
+            self.put(name, place)
+
+    def put(self, name: str, place: Place) -> bool:
+        """Put a member without a place where it stood before; False where the place is not free."""
+        member = self._members[name]
+        group = self._groups.setdefault(place.group, _Group())
+        if member.place is not None or not group.formation.add(name, place):
+            return member.place == place
+        member.place = place
+        group.starts.setdefault(member.zone, place.zone_start)
+        if member.aside:
+            group.formation.set_aside(name)
+        return True
+
+    def settled(self, name: str) -> bool:
+        """Whether nobody goes by an answer from before this member left its place."""
+        since = self._left.get(name, 0)
+        return not since or all(
+            m.seen >= since for n, m in self._members.items() if m.place is not None and n != name
+        )
+
+    def move(self, name: str) -> None:
+        """Take a member's place away, so that the next group has it."""
+        member = self._members[name]
+        if member.place is not None:
+            self._take(name, member.place)
+            member.place = None
+
+    def drop(self, name: str) -> None:
+        """Forget a member."""
+        member = self._members.pop(name, None)
+        if member is not None and member.place is not None:
+            self._take(name, member.place)
+
+    def set_aside(self, name: str, aside: bool) -> None:
+        """Whether a member is left out as a parent."""
+        member = self._members[name]
+        if member.aside == aside:
+            return
+        member.aside = aside
+        if member.place is not None:
+            formation = self._groups[member.place.group].formation
+            (formation.set_aside if aside else formation.restore)(name)
+
+    def routes(self, name: str, count: int, without: Collection[str]) -> tuple[tuple[str, ...], ...]:
+        """The parents of a member for each of the first `count` chunks. Raises KeyError."""
+        return tuple(self.route(name, i, without) for i in range(count))
+
+    def route(self, name: str, chunk: int, without: Collection[str] = ()) -> tuple[str, ...]:
+        """The parents of a member for one chunk, the best first; none where it has to be the head."""
+        found = (p for p in self._before(name, self._shift + chunk) if p not in without)
+        parents = tuple(islice(dict.fromkeys(islice(found, PARENTS * 2)), PARENTS))
+        return parents or self._holders(name, chunk, without)
+
+    def _before(self, name: str, stripe: int) -> Iterator[str]:
+        """Those before the member in the stripe's order, the best first."""
+        member = self._members[name]
+        if member.place is None:
+            return
+        number = member.place.group
+        formation = self._groups[number].formation
+        yield from formation.in_zone(name, stripe)
+        yield from self._earlier(number, member.zone, stripe)
+        yield from formation.across(name, stripe)
+        for zone in sorted(
+            {zone for n, group in self._groups.items() if n < number for zone in group.starts}
+        ):
+            yield from self._earlier(number, zone, stripe)
+
+    def _earlier(self, number: int, zone: str, stripe: int) -> Iterator[str]:
+        """Members of a zone in the earlier group that this one follows, from the end of its order on."""
+        if not number:
+            return
+        base, turn = self._base(number, zone)
+        if base >= 0:
+            group = self._groups[base]
+            yield from group.formation.ends(group.starts[zone], stripe, turn)
+
+    def _base(self, number: int, zone: str) -> tuple[int, int]:
+        """The earlier group that a group follows in a zone, and how many followed it before; -1 for none."""
+        group = self._groups[number]
+        base, turn = group.base.get(zone, (-1, 0))
+        if base >= 0 and base in self._groups and self._groups[base].size(zone):
+            return base, turn
+        earlier = [n for n, one in self._groups.items() if n < number and one.size(zone)]
+        base = min(earlier, key=lambda n: self._load(n, zone), default=-1)
+        if base < 0:
+            return -1, 0
+        chosen = self._groups[base]
+        turn = chosen.followers.get(zone, 0)
+        chosen.followers[zone] = turn + 1
+        group.base[zone] = base, turn
+        group.depth[zone] = chosen.depth.get(zone, 0) + 1 + depth_of(chosen.size(zone))
+        return base, turn
+
+    def _load(self, number: int, zone: str) -> tuple[bool, int, int]:
+        group = self._groups[number]
+        size = group.size(zone)
+        too_deep = group.depth.get(zone, 0) + depth_of(size) >= CHAIN
+        return too_deep, -(-group.followers.get(zone, 0) // size), -number
+
+    def _holders(self, name: str, chunk: int, without: Collection[str]) -> tuple[str, ...]:
+        """Members that have the chunk: they wait for nobody, so they come before everybody."""
+        zone = self._members[name].zone
+        bit = 1 << chunk
+        found = [
+            (one.zone != zone, zlib.crc32(f"{name} {chunk} {holder}".encode()), holder)
+            for holder, one in self._members.items()
+            if one.has & bit and not one.aside and holder != name and holder not in without
+        ]
+        return tuple(holder for _, _, holder in sorted(found)[:PARENTS])
+
+    def _take(self, name: str, place: Place) -> None:
+        group = self._groups[place.group]
+        group.formation.drop(name)
+        if not len(group.formation) and place.group != max(self._groups):
+            del self._groups[place.group]
+        self._generation += 1
+        self._left[name] = self._generation

@@ -1,0 +1,217 @@
+"""The tracker of dataset revisions: who has what, who wants what, and who is whose parent. No I/O.
+
+One agent is the tracker of a revision (agent/peers/placement.py). What it knows is soft: agents announce what they
+have and where they stand, under a lease; after a change of tracker the new one has the same order again as
+soon as they have announced to it. It decides nothing twice: a member's place in a span is fixed when it is
+formed, and every parent comes before its child in an order that never changes (agent/peers/span.py).
+
+    unknown --announce--> member --ask--> gathering --GATHER s--> placed --ask--> routes
+    placed --found slow--> aside --all others asked again--> gathering       any --lease over, leave--> unknown
+
+An ask of somebody new waits `GATHER` seconds, so that agents that start together form one group and share
+the heads' work. A new tracker waits `REBUILD` seconds from the first announcement of a place that it did not give.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from agent.clock import Clock
+from agent.peers.digests import DigestBook
+from agent.peers.member import Peer
+from agent.peers.messages import Answer, Digests, Reason, Renewal, SpanId, Standing
+from agent.peers.relay import SPAN
+from agent.peers.reputation import Reputation
+from agent.peers.span import SpanRelay
+
+LEASE = 6.0  # seconds without a word after which a member is forgotten; it announces every 2 s
+GATHER = 0.03  # seconds: agents that are told of the same work begin within this
+SETTLE = 0.5  # seconds between two asks of a member that cannot have its place yet
+REBUILD = 0.5  # seconds: by then the others have seen that the tracker is another
+REQUESTS = 2000.0  # requests a second that all members together may make for digests: half a core
+
+
+@dataclass(slots=True)
+class _Member:
+    peer: Peer
+    heard: float
+    spans: set[SpanId] = field(default_factory=set)
+
+
+class Tracker:
+    """The state of one revision, or of many: spans are named by their object's key. Used on the loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._members: dict[str, _Member] = {}
+        self._spans: dict[SpanId, SpanRelay] = {}
+        self._gathering: dict[SpanId, dict[str, None]] = {}
+        self._form_at: dict[SpanId, float] = {}
+        self._reputation = Reputation()
+        self._books: defaultdict[str, DigestBook] = defaultdict(DigestBook)
+        self._formed = False
+        self._ready_at = 0.0
+        self._look_at = 0.0
+
+    def members(self) -> list[Peer]:
+        """All members whose lease runs."""
+        self._expire()
+        return [member.peer for member in self._members.values()]
+
+    def announce(self, peer: Peer, spans: Mapping[SpanId, Standing], whole: bool = False) -> Renewal:
+        """An agent says what it has, and where it stands: everything (`whole`), or what changed since the last time.
+
+        An announcement without spans renews the lease.
+        """
+        self._expire()
+        known = peer.name in self._members
+        member = self._hear(peer)
+        if whole:
+            for gone in member.spans - spans.keys():
+                self.release(peer.name, gone)
+        for span, standing in spans.items():
+            self._take(peer, span, standing)
+        self._reputation.announced(peer.name)
+        self._look(peer.name)
+        again = (span for span in member.spans if self._must_ask(peer.name, span, spans.get(span)))
+        return Renewal(LEASE, tuple(sorted(again)), unknown=not known and not whole)
+
+    def ask(
+        self, peer: Peer, span: SpanId, count: int = SPAN, without: Collection[str] = frozenset()
+    ) -> Answer:
+        """The parents for the first `count` chunks of a span, none of them out of `without`; joins the relay."""
+        self._expire()
+        now = self._clock.monotonic()
+        self._hear(peer).spans.add(span)
+        relay = self._relay(span)
+        relay.note(peer.name, peer.zone, 0)
+        wait = self._ready_at - now
+        if wait <= 0:
+            self._move_if_slow(peer.name, relay, now)
+            wait = self._gather(peer.name, span, relay, now)
+        relay.saw(peer.name)
+        routes = relay.routes(peer.name, min(count, SPAN), without)
+        named = tuple(tuple(self._members[name].peer for name in route) for route in routes)
+        return Answer(wait, relay.place(peer.name), named)
+
+    def done(self, name: str, span: SpanId, chunks: int) -> None:
+        """A member has these chunks now (a bit for each). Nothing from one that is no member."""
+        if name in self._members:
+            self._members[name].spans.add(span)
+            self._relay(span).note(name, self._members[name].peer.zone, chunks)
+
+    def failed(self, name: str, span: SpanId, chunk: int, parent: str, reason: Reason) -> None:
+        """A member did not get a chunk (its number in the span) from a parent. Only members are heard."""
+        self._expire()
+        if name not in self._members or parent not in self._members:
+            return
+        if reason in ("absent", "wrong") and span in self._spans:
+            self._spans[span].lost(parent, chunk)
+        now = self._clock.monotonic()
+        self._reputation.report(name, parent, reason, now)
+        for one in (name, parent):
+            self._look(one)
+
+    def release(self, name: str, span: SpanId) -> None:
+        """A member wants no more of a span, and has nothing of it to give."""
+        if name in self._members:
+            self._members[name].spans.discard(span)
+            self._drop(name, span)
+
+    def leave(self, name: str) -> None:
+        """An agent goes: an orderly end, or its lease is over."""
+        member = self._members.pop(name, None)
+        if member is not None:
+            self._reputation.forget(name)
+            for span in member.spans:
+                self._drop(name, span)
+
+    def made(self, name: str, key: str, units: Mapping[int, bytes]) -> None:
+        """A member read units of an object from the origin: these are their digests."""
+        if name in self._members:
+            self._books[key].add(name, units)
+
+    def digests(self, key: str, after: int = 0) -> Digests:
+        """The digests of an object's units that became known since the answer whose `upto` is `after`."""
+        upto, units = self._books[key].since(after) if key in self._books else (0, {})
+        return Digests(upto, max(0.05, len(self._members) / REQUESTS), units)
+
+    def _hear(self, peer: Peer) -> _Member:
+        now = self._clock.monotonic()
+        member = self._members.get(peer.name)
+        if member is None:
+            member = self._members[peer.name] = _Member(peer, now)
+        member.peer, member.heard = peer, now
+        return member
+
+    def _relay(self, span: SpanId) -> SpanRelay:
+        relay = self._spans.get(span)
+        if relay is None:
+            relay = self._spans[span] = SpanRelay(span.key, span.number)
+        return relay
+
+    def _take(self, peer: Peer, span: SpanId, standing: Standing) -> None:
+        relay = self._relay(span)
+        self._members[peer.name].spans.add(span)
+        relay.note(peer.name, peer.zone, standing.has)
+        if standing.place is None or relay.place(peer.name) is not None:
+            return
+        now = self._clock.monotonic()
+        if not self._formed and not self._ready_at:
+            self._ready_at = now + REBUILD
+        relay.put(peer.name, standing.place)
+
+    def _must_ask(self, name: str, span: SpanId, standing: Standing | None) -> bool:
+        """Whether others wait for a member to ask again, or the place it believes to have is not its own."""
+        relay = self._spans[span]
+        if standing is not None and standing.place is not None and standing.place != relay.place(name):
+            return True
+        return relay.awaited(name)
+
+    def _gather(self, name: str, span: SpanId, relay: SpanRelay, now: float) -> float:
+        """Wait for others who begin now; 0 once the member has its place."""
+        if relay.place(name) is not None:
+            return 0.0
+        waiting = self._gathering.setdefault(span, {})
+        if not waiting:
+            self._form_at[span] = now + GATHER
+        waiting[name] = None
+        if now < self._form_at[span]:
+            return self._form_at[span] - now
+        self._formed = True
+        relay.form([one for one in waiting if one in relay])
+        self._gathering[span] = {one: None for one in waiting if one in relay and relay.place(one) is None}
+        return 0.0 if relay.place(name) is not None else SETTLE
+
+    def _move_if_slow(self, name: str, relay: SpanRelay, now: float) -> None:
+        """A slow member goes to the end of the order, unless it stands where it is nobody's first parent."""
+        if self._reputation.slow(name, now) and relay.place(name) is not None and not relay.is_last(name):
+            relay.move(name)
+
+    def _look(self, name: str) -> None:
+        """Let what is reported of a member count in all its spans."""
+        if name in self._members:
+            aside = self._reputation.aside(name, self._clock.monotonic())
+            for span in self._members[name].spans:
+                self._spans[span].set_aside(name, aside)
+
+    def _drop(self, name: str, span: SpanId) -> None:
+        relay = self._spans.get(span)
+        if relay is not None:
+            relay.drop(name)
+            if not len(relay):
+                del self._spans[span]
+                self._gathering.pop(span, None)
+
+    def _expire(self) -> None:
+        """Forget whoever was not heard of within a lease; at most once a second."""
+        now = self._clock.monotonic()
+        if now < self._look_at:
+            return
+        self._look_at = now + 1.0
+        for name in [name for name, one in self._members.items() if now - one.heard >= LEASE]:
+            self.leave(name)
+        for name in self._reputation.names():
+            self._look(name)
