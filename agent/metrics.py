@@ -49,6 +49,7 @@ class Metrics:
         self._declare_origins()
         self._declare_fills()
         self._declare_state()
+        self._declare_eviction()
         self._declare_mounts()
         text = "Which build of Headrace this is; always 1."
         self._note("headrace_build_info", "gauge", {"version": ()}, text)
@@ -84,10 +85,11 @@ class Metrics:
     def _declare_fills(self) -> None:
         fills = self._counter(
             "headrace_fills_total",
-            "Fills that ended: `cancelled` when the last reader had left.",
-            {"result": ("done", "failed", "cancelled")},
+            "Fills that ended: `passed` when nothing was kept, `cancelled` when the last reader had left.",
+            {"result": ("done", "passed", "failed", "cancelled")},
         )
         self.fills_done = fills.labels("done")
+        self.fills_passed = fills.labels("passed")
         self.fills_failed = fills.labels("failed")
         self.fills_cancelled = fills.labels("cancelled")
         self.fill_seconds = self._histogram(
@@ -118,6 +120,28 @@ class Metrics:
         self.scrubbed_bytes = self._plain_counter(
             "headrace_scrubbed_bytes_total", "Bytes that the scrub has read and compared with their checksum."
         )
+
+    def _declare_eviction(self) -> None:
+        self.evicted_bytes = self._plain_counter(
+            "headrace_evicted_bytes_total", "Bytes that eviction has taken out of the store."
+        )
+        evicted = self._counter(
+            "headrace_evicted_total",
+            "What eviction has taken: whole objects (`object`), or chunks of others (`chunk`).",
+            {"kind": ("object", "chunk")},
+        )
+        self.evicted_objects = evicted.labels("object")
+        self.evicted_chunks = evicted.labels("chunk")
+        self.passing_bytes = self._plain_counter(
+            "headrace_passing_bytes_total",
+            "Bytes of chunks that were read through without being kept: the store could take nothing.",
+        )
+        self.store_state = self._gauge_by(
+            "headrace_store_state",
+            "1 for the state that a store directory is in; `full` and `failed` ones take no more fills.",
+            {"directory": (), "state": ("ok", "full", "failed")},
+        )
+        self.pins = self._gauge("headrace_pins", "Pins that hold now.")
 
     def _declare_mounts(self) -> None:
         self.mounts = self._gauge("headrace_mounts", "Mounts that the agent serves.")

@@ -8,9 +8,10 @@
 
 from __future__ import annotations
 
+import enum
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prometheus_client import Counter
@@ -19,7 +20,11 @@ from agent.cache.index import Index, Totals
 from agent.cache.premises import occupy
 from agent.cache.trees import Trees
 from agent.metrics import Metrics
+from agent.transfer.landing import Landing
 
+# Bytes below the reserve's border that fills leave alone: the index grows too, and its log, and the file
+# system's own records of a file.
+SLACK = 4 << 20
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
 
 
@@ -27,16 +32,41 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # proc_sys_kernel(5)
 class StoreLimits:
     """How much a directory may hold: `capacity` bytes of its own, `reserve` bytes that stay free on the disk.
 
-    None stands for the default: 90 % of the file system, and the smaller of 50 GiB and 10 %.
+    None stands for the default: 90 % of the file system, and the smaller of 50 GiB and 10 %. Eviction begins
+    where the `high_watermark` of what the directory may hold is passed, and ends at the `low_watermark`.
     """
 
     capacity: int | None = None
     reserve: int | None = None
+    high_watermark: float = 0.95
+    low_watermark: float = 0.90
+
+
+class State(enum.Enum):
+    """OK -> FULL where the disk takes no more bytes, or FAILED where it or the index gives an error; back to
+    OK from either once a probe succeeds (conditions.py)."""
+
+    OK = "ok"
+    FULL = "full"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """A chunk that has its room: how many bytes, and where they arrive if they are on their way."""
+
+    bytes: int
+    landing: Landing | None
+
+    @property
+    def unwritten(self) -> int:
+        return self.bytes if self.landing is None else self.landing.end - self.landing.position
 
 
 @dataclass(slots=True)
 class Directory:
-    """One store directory; `used` is the loop's running sum of bytes present or being filled."""
+    """One store directory; `used` is the loop's running sum of bytes present or being filled, `filling` has
+    the chunks that have room and are not recorded yet, by key and number."""
 
     path: Path
     index: Index
@@ -48,6 +78,11 @@ class Directory:
     objects: int
     damage: Mapping[str, Counter]  # by kind, as agent/metrics.py names them
     lock: int  # the descriptor that holds it
+    high_watermark: float = 0.95
+    low_watermark: float = 0.90
+    state: State = State.OK
+    reason: str = ""
+    filling: dict[tuple[str, int], Filling] = field(default_factory=dict)
 
     def close(self) -> None:
         """Close the index and let go of the directory. Raises StoreFailed."""
@@ -66,9 +101,23 @@ class Directory:
         return status.f_bavail * status.f_frsize
 
     @property
+    def unwritten(self) -> int:
+        """Bytes that have their room and are not on the disk yet."""
+        return sum(one.unwritten for one in self.filling.values())
+
+    @property
+    def limit(self) -> int:
+        """Bytes that the directory may hold as the disk is now: others may have filled it."""
+        return min(self.capacity, self.used - self.unwritten + self.free - self.reserve - SLACK)
+
+    @property
     def room(self) -> int:
         """Bytes that may still be filled."""
-        return min(self.capacity - self.used, self.free - self.reserve)
+        return self.limit - self.used
+
+    def excess(self, watermark: float) -> int:
+        """Bytes held above a share of the limit; negative below it."""
+        return self.used - int(self.limit * watermark)
 
 
 def open_directory(path: Path, limits: StoreLimits, metrics: Metrics) -> Directory:
@@ -101,4 +150,6 @@ def _opened(path: Path, limits: StoreLimits, metrics: Metrics, lock: int) -> Dir
         objects=totals.objects,
         damage=metrics.damage,
         lock=lock,
+        high_watermark=limits.high_watermark,
+        low_watermark=limits.low_watermark,
     )

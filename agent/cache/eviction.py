@@ -24,8 +24,8 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An object with bytes present. `ever_complete` ones go whole; of others those of `chunks`, which has none
-    that is being read or filled."""
+    """An object with bytes present. `ever_complete` ones go whole; of others those of `chunks`, which has
+    none that is being filled."""
 
     key: str
     bytes: int

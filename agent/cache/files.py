@@ -17,6 +17,7 @@ from agent.cache.directory import Directory
 from agent.cache.index import ObjectRow
 from agent.cache.objects import CachedObject
 from agent.cache.premises import set_aside
+from agent.cache.uses import ever_complete
 from agent.content import ObjectRef, chunk_count
 from agent.errors import StoreFailed, StoreFull
 
@@ -26,13 +27,18 @@ READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 def find_and_open(
-    directories: list[Directory], home: Directory, ref: ObjectRef, chunk_size: int
+    directories: list[Directory], home: Directory | None, ref: ObjectRef, chunk_size: int
 ) -> tuple[Directory, ObjectRow | None, CachedObject, bool]:
-    """The directory that has the object, or `home`; its row, if there was one; then as `open_object`."""
+    """The directory that has the object, or `home`; its row, if there was one; then as `open_object`.
+
+    Raises StoreFull where nobody has it and there is no home for it.
+    """
     for directory in directories:
         row = directory.index.find(ref.key)
         if row is not None:
             return directory, row, *open_object(directory, ref, row, chunk_size)
+    if home is None:
+        raise StoreFull(f"{ref.uri}: no directory of the store takes more")
     return home, None, *open_object(home, ref, None, chunk_size)
 
 
@@ -44,7 +50,8 @@ def open_object(
     try:
         found = _found(directory, path)
         full = row is not None and is_full(row, ref.size)
-        if row is not None and (fault := _fault(found, ref.size, full)):
+        shown = row is not None and not full and ever_complete(directory.index, row.id)
+        if row is not None and (fault := _fault(found, ref.size, full, shown)):
             # What the index says of the file is not true any more, or it may not be written: begin anew.
             if found is None or found.st_size != ref.size:
                 directory.damage["file"].inc()
@@ -84,13 +91,13 @@ def _found(directory: Directory, path: Path) -> os.stat_result | None:
     return None
 
 
-def _fault(found: os.stat_result | None, size: int, full: bool) -> str:
-    """Why the file cannot be used as the row has it; "" where it can."""
+def _fault(found: os.stat_result | None, size: int, full: bool, shown: bool) -> str:
+    """Why the file cannot be used as the row has it; "" where it can. `shown` is one that was complete."""
     if found is None:
         return "is gone"
     if found.st_size != size:
         return f"has {found.st_size} bytes and not {size}"
-    return "is shown by a tree, and not complete" if found.st_nlink > 1 and not full else ""
+    return "was complete, and others may read it" if (shown or found.st_nlink > 1) and not full else ""
 
 
 def is_full(row: ObjectRow, size: int) -> bool:

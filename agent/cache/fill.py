@@ -2,6 +2,7 @@
 
 Belongs to the loop. A flight goes through the states below; its bytes go through a `Landing`, which serves
 the readers as they arrive. A read that a flight cannot serve comes back here, until its patience ends.
+Where the store can take nothing, a flight that somebody waits for passes its bytes through (passing.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Protocol
 
 from agent.cache.lanes import Lane, Urgency
 from agent.cache.objects import CachedObject
+from agent.cache.passing import PassingChunks, PassingLanding
 from agent.cache.store import Store
 from agent.clock import Clock, Timer, timeout
 from agent.content import Extent
@@ -24,7 +26,9 @@ from agent.errors import (
     OriginMisbehaved,
     OriginUnavailable,
     PatienceExhausted,
+    StoreError,
     StoreFailed,
+    StoreFull,
 )
 from agent.metrics import Metrics
 from agent.source import ChunkSource
@@ -38,12 +42,15 @@ SETBACK_SECONDS = 1.0
 
 
 class State(enum.Enum):
-    """QUEUED -> FETCHING -> RECORDING -> DONE; from each of the first three also to FAILED or CANCELLED."""
+    """QUEUED -> FETCHING -> RECORDING -> DONE; from each of the first three also to FAILED or CANCELLED, and
+    from FETCHING or RECORDING to PASSING, where the store fails."""
 
     QUEUED = enum.auto()  # waits for its lane
     FETCHING = enum.auto()  # bytes arrive, or a retry waits for its backoff
     RECORDING = enum.auto()  # all bytes are in the file, the index does not know yet
+    PASSING = enum.auto()  # as FETCHING, into memory: the store does not take the bytes
     DONE = enum.auto()
+    PASSED = enum.auto()
     FAILED = enum.auto()
     CANCELLED = enum.auto()  # nobody wants it any more
 
@@ -102,6 +109,7 @@ class Filler:
         metrics: Metrics,
         patience: float,
         rng: random.Random,
+        passing: PassingChunks | None = None,
     ) -> None:
         """`patience` is how many seconds a reader waits; `rng` draws the jitter of the backoff."""
         self._store = store
@@ -110,12 +118,14 @@ class Filler:
         self._metrics = metrics
         self._patience = patience
         self._rng = rng
+        self._passing = passing or PassingChunks()
         self._flights: dict[tuple[str, int], Flight] = {}
         self._lanes: dict[str, Lane] = {}
         self._setbacks: dict[tuple[str, int], tuple[float, HeadraceError]] = {}
         self._closing = False
         self._fills = {
             State.DONE: metrics.fills_done,
+            State.PASSED: metrics.fills_passed,
             State.FAILED: metrics.fills_failed,
             State.CANCELLED: metrics.fills_cancelled,
         }
@@ -126,9 +136,10 @@ class Filler:
             return
         if reader.deadline is None:
             reader.deadline = self._clock.monotonic() + self._patience
+            cached.use(cached.chunks(reader.extent))
         while (gap := cached.first_gap(reader.extent)) is not None:
             setback = self._setback(cached, gap)
-            if setback is not None and not isinstance(setback, OriginUnavailable):
+            if setback is not None and not isinstance(setback, (OriginUnavailable, StoreError)):
                 self._fail(reader, setback)  # where only a prefetch gave up, a reader has its patience still
                 return
             flights = [self._want(cached, chunk, Urgency.READER) for chunk in self._gaps(cached, reader, gap)]
@@ -238,11 +249,13 @@ class Filler:
             self._close(flight, State.CANCELLED, None)
         elif error is None:
             self._metrics.fill_seconds.observe(self._clock.monotonic() - flight.started)
-            self._close(flight, State.DONE, None)
+            passed = flight.state is State.PASSING
+            self._close(flight, State.PASSED if passed else State.DONE, None)
         elif isinstance(error, HeadraceError):
             self._close(flight, State.FAILED, error)
         else:
             # A fault of ours: it is logged with its traceback, and no reader is left waiting for it.
+            flight.state = State.PASSING  # not once more
             message = f"{flight.cached.ref.uri}: internal error {type(error).__name__}"
             self._close(flight, State.FAILED, StoreFailed(message))
             task.get_loop().call_exception_handler({"message": "a fill failed", "exception": error})
@@ -250,14 +263,64 @@ class Filler:
         self._pump(flight.lane)
 
     async def _fill(self, flight: Flight) -> None:
-        self._store.reserve(flight.cached, flight.chunk)
+        try:
+            await self._keep(flight)
+        except StoreError as error:
+            if not self._may_pass(flight):
+                raise
+            self._metrics.count_error(error)
+            await self._pass(flight)
+
+    async def _keep(self, flight: Flight) -> None:
+        cached, chunk = flight.cached, flight.chunk
+        await self._store.emptied(cached, chunk)
+        await self._reserve(flight)
         try:
             await self._fetch(flight)
             flight.state = State.RECORDING
-            await self._store.record(flight.cached, flight.chunk, flight.landing.digest())
-        except BaseException:
-            self._store.unreserve(flight.cached, flight.chunk)
+            await self._store.record(cached, chunk, flight.landing.digest())
+        except BaseException as error:
+            if isinstance(error, StoreError):
+                self._store.failed(cached, error)
+            flight.landing.rewind()  # its bytes are about to go
+            self._store.unreserve(cached, chunk)
             raise
+
+    async def _reserve(self, flight: Flight) -> None:
+        while True:
+            try:
+                self._store.reserve(flight.cached, flight.chunk)
+                return
+            except StoreFull:
+                if not await self._store.make_room(flight.cached, flight.length):
+                    raise
+
+    def _may_pass(self, flight: Flight) -> bool:
+        if flight.landing.awaited or (flight.owners and flight.urgency is Urgency.READER):
+            return True
+        ahead = flight.owners and flight.urgency is Urgency.PREFETCH
+        return bool(ahead) and self._passing.roomy(flight.length)
+
+    async def _pass(self, flight: Flight) -> None:
+        """Fetch the chunk for those who wait for it, from its first byte, and keep nothing."""
+        cached, chunk = flight.cached, flight.chunk
+        flight.state = State.PASSING
+        landing = PassingLanding(cached.extent(chunk))
+        cached.landings[chunk] = landing
+        cached.memory = (*cached.memory, landing)
+        for waiter in flight.landing.dismiss():
+            landing.wait(waiter)
+        flight.landing = landing
+        try:
+            await self._passing.claim(flight.length)
+        except BaseException:
+            cached.memory = tuple(held for held in cached.memory if held is not landing)
+            raise
+        try:
+            await self._fetch(flight)
+            self._metrics.passing_bytes.inc(flight.length)
+        finally:
+            self._passing.keep(cached, chunk, landing)
 
     async def _fetch(self, flight: Flight) -> None:
         """Attempts with backoff until all bytes are there. An attempt goes on where the last one ended."""
@@ -328,10 +391,12 @@ class Filler:
     def _cancel(self, flight: Flight) -> None:
         if flight.queued:
             self._close(flight, State.CANCELLED, None)
-        elif flight.state is State.FETCHING and flight.task is not None:
+        elif flight.state in (State.FETCHING, State.PASSING) and flight.task is not None:
             flight.task.cancel()
 
     def _close(self, flight: Flight, state: State, error: HeadraceError | None) -> None:
+        # Who came after the store had refused a chunk that nobody waited for has it passed through.
+        again = isinstance(error, StoreError) and flight.state is not State.PASSING
         flight.state = state
         if flight.timer is not None:
             flight.timer.cancel()
@@ -342,7 +407,7 @@ class Filler:
             self._set_back(flight, error)
             self._metrics.count_error(error)
         for reader in self._left_behind(flight):
-            if error is None or isinstance(error, OriginUnavailable) or self._closing:
+            if error is None or again or isinstance(error, OriginUnavailable) or self._closing:
                 self.read(flight.cached, reader)  # a flight given up starts again for whoever came late
             else:
                 self._fail(reader, error)

@@ -9,57 +9,65 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any
 
-from agent.cache.directory import Directory, StoreLimits, open_directory
+from agent.cache import uses
+from agent.cache.conditions import Conditions, store_error
+from agent.cache.directory import Directory, Filling, State, StoreLimits, open_directory
 from agent.cache.files import find_and_open, is_full
-from agent.cache.index import ChunkRow, Lease, Presence
-from agent.cache.objects import CachedObject
+from agent.cache.index import ChunkRow
+from agent.cache.objects import CachedObject, Uses
+from agent.cache.placement import Placement
 from agent.cache.recorder import Recorder
+from agent.cache.records import Records
+from agent.cache.removal import punch, remove
+from agent.cache.renewal import renew
 from agent.cache.verify import verified
 from agent.clock import Clock
-from agent.content import Dataset, ObjectRef, chunk_extent
-from agent.errors import StoreFull
+from agent.content import ObjectRef, chunk_extent
+from agent.errors import StoreError, StoreFailed, StoreFull
 from agent.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-BATCH = 500  # keys that are looked up at once, so that others get their turn on the index thread
 IDLE_OBJECTS = (
     256  # objects kept open although nobody uses them: a file that is opened again needs no look-up
 )
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """Objects that are complete in one directory, and those of them that `acquire` must check first."""
-
-    directory: Directory
-    unverified: tuple[ObjectRef, ...]
-
-
-class Store:
+class Store(Records):
     """All store directories of the node. Made by `Store.open`, used from one loop."""
 
     def __init__(
-        self, directories: list[Directory], chunk_size: int, clock: Clock, index_thread: ThreadPoolExecutor
+        self,
+        directories: list[Directory],
+        chunk_size: int,
+        clock: Clock,
+        index_thread: ThreadPoolExecutor,
+        metrics: Metrics,
     ) -> None:
-        self.directories = directories
+        super().__init__(directories, clock, index_thread)
+        self.on_pressure: Callable[[], None] = _nothing
+        self.evict: Callable[[Directory, int], Awaitable[bool]] = _evict_nothing
+        self.conditions = Conditions(directories, self._blocking, metrics)
         self._chunk_size = chunk_size
-        self._clock = clock
-        self._index_thread = index_thread
-        self._open: dict[str, tuple[CachedObject, Directory]] = {}
+        self._uses = Uses()
+        self._open: dict[str, tuple[CachedObject, Directory | None]] = {}
         self._opening: dict[str, asyncio.Task[CachedObject]] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
         self._recorder = Recorder(self._blocking)
-        self._homes: dict[str, Directory] = {}
+        self._placement = Placement(directories, self._presence)
+        self._noted: dict[str, int] = {}
+        self._removing: dict[str, asyncio.Future[None]] = {}
+        self._emptying: dict[tuple[str, int], asyncio.Task[int]] = {}
+        self._forgetting: set[asyncio.Task[bool]] = set()
+        self._saved: dict[str, int] = {}
 
     @classmethod
     async def open(
@@ -83,12 +91,21 @@ class Store:
                 await loop.run_in_executor(thread, directory.close)
             thread.shutdown()
             raise
-        return cls(directories, chunk_size, clock, thread)
+        store = cls(directories, chunk_size, clock, thread, metrics)
+        await store._begin()
+        return store
+
+    async def _begin(self) -> None:
+        for directory in self.directories:
+            self._uses.go_on(await self._blocking(uses.last_number, directory.index))
+        await self.load_leases()
 
     async def close(self) -> None:
         """Record what is on its way to the index, then close every file and the index."""
-        while under_way := {*self._recorder.under_way, *self._opening.values()}:
+        while under_way := self._under_way():
             await asyncio.wait(under_way)
+        with suppress(StoreFailed):  # then some objects look colder than they are
+            await self.note_uses()
         for cached, _ in self._open.values():
             cached.close()
         self._open.clear()
@@ -96,15 +113,30 @@ class Store:
             await self._blocking(directory.close)
         self._index_thread.shutdown()
 
+    def _under_way(self) -> set[asyncio.Future[Any]]:
+        tasks: tuple[Iterable[asyncio.Future[Any]], ...] = (
+            self._recorder.under_way,
+            self._opening.values(),
+            self._emptying.values(),
+            self._removing.values(),
+            self._forgetting,
+        )
+        return set().union(*tasks)
+
     async def acquire(self, ref: ObjectRef) -> CachedObject:
-        """The object, open; the same one for all who ask. Give it back with `release`."""
-        cached = self.peek(ref)
-        if cached is None:
+        """The object, open; the same one for all who ask. Give it back with `release`. Raises StoreError.
+
+        Where no directory can have its file it is there without one: it can be read through, and no more.
+        """
+        while (cached := self.peek(ref)) is None:
+            if (removing := self._removing.get(ref.key)) is not None:
+                await asyncio.shield(removing)
+                continue
             task = self._opening.get(ref.key)
             if task is None:
                 task = self._opening[ref.key] = asyncio.create_task(self._load(ref))
                 task.add_done_callback(lambda _: self._opening.pop(ref.key, None))
-            cached = await asyncio.shield(task)
+            await asyncio.shield(task)
         self.hold(cached)
         return cached
 
@@ -120,134 +152,158 @@ class Store:
 
     def release(self, cached: CachedObject) -> None:
         """Give an object back; it is closed later, when many others have been used since."""
-        cached.users -= 1
-        if not cached.users:
-            self._idle[cached.ref.key] = None
-            self._trim()
+        self._let_go(cached)
+
+    def found(self, key: str) -> tuple[CachedObject, Directory] | None:
+        """An object that is open and has a file, and where that is."""
+        cached, directory = self._open.get(key, (None, None))
+        return None if cached is None or directory is None else (cached, directory)
 
     def reserve(self, cached: CachedObject, chunk: int) -> None:
-        """Claim room for a chunk that is about to be filled. StoreFull where there is none."""
-        directory = self._open[cached.ref.key][1]
+        """Claim room for a chunk that is about to be filled. StoreFull where there is none, StoreFailed where
+        the object's file cannot be written."""
+        directory = self._directory(cached)
         length = cached.extent(chunk).length
-        if directory.used + length > directory.capacity:
-            raise StoreFull(
-                f"{directory.path} holds its {directory.capacity} bytes; raise store.capacity or empty it"
-            )
-        if directory.free - length < directory.reserve:
-            raise StoreFull(f"{directory.path}: the disk has only its reserve free; free some space")
+        if directory.state is not State.OK:
+            kind = StoreFull if directory.state is State.FULL else StoreFailed
+            raise kind(f"{directory.path} takes no fills: {directory.reason}")
+        if not cached.writable:
+            raise StoreFailed(f"{cached.path} was complete: it is not written any more")
+        limit = directory.limit
+        if directory.used + length > limit:
+            self.on_pressure()
+            raise StoreFull(_no_room(directory, limit))
         directory.used += length
+        directory.filling[cached.ref.key, chunk] = Filling(length, cached.landings.get(chunk))
+        if directory.used > limit * directory.high_watermark:
+            self.on_pressure()
 
     def unreserve(self, cached: CachedObject, chunk: int) -> None:
-        """Give back the room of a fill that failed."""
-        self._open[cached.ref.key][1].used -= cached.extent(chunk).length
+        """Give back the room of a fill that failed, and the disk that its bytes took."""
+        directory = self._directory(cached)
+        filling = directory.filling.pop((cached.ref.key, chunk))
+        directory.used -= filling.bytes
+        if filling.unwritten < filling.bytes:
+            self._empty(directory, cached, (chunk,), 0)
+
+    async def make_room(self, cached: CachedObject, length: int) -> bool:
+        """Whether eviction has just made some room where the object is, so that it is worth another try."""
+        found = self.found(cached.ref.key)
+        return found is not None and await self.evict(found[1], length)
+
+    async def emptied(self, cached: CachedObject, chunk: int) -> None:
+        """Wait until a chunk that is being taken away is gone: before that it cannot be filled again."""
+        while (task := self._emptying.get((cached.ref.key, chunk))) is not None:
+            await asyncio.wait([task])
 
     async def record(self, cached: CachedObject, chunk: int, xxh3: bytes) -> None:
         """Make a chunk durable in the index and then visible. Chunks that finish together share a commit."""
-        directory = self._open[cached.ref.key][1]
+        directory = self._directory(cached)
         await self._recorder.record(
             directory.index, ChunkRow(cached.row, chunk, xxh3, cached.extent(chunk).length)
         )
         directory.chunks += 1
+        directory.filling.pop((cached.ref.key, chunk), None)
         cached.publish(chunk)
+        cached.arrived(chunk)
 
-    async def save_dataset(self, dataset: Dataset) -> None:
-        """Make a dataset's listing durable."""
-        await self._blocking(self.directories[0].index.save_dataset, dataset, self._clock.time())
+    def failed(self, cached: CachedObject, error: StoreError) -> None:
+        """A write of an object's bytes or of its record has failed."""
+        found = self.found(cached.ref.key)
+        if found is not None:
+            self.conditions.mark(found[1], error)
+            self.on_pressure()
 
-    async def load_dataset(self, uri: str, revision: str) -> Dataset | None:
-        return await self._blocking(self.directories[0].index.load_dataset, uri, revision)
-
-    async def datasets(self) -> list[tuple[str, str]]:
-        """(URI, revision) of every dataset whose listing is here, the latest resolved first."""
-        return await self._blocking(self.directories[0].index.datasets)
-
-    async def save_proof(self, uri: str, identity: str, revision: str) -> None:
-        """Make durable that the origin gave this identity (agent/identity.py) this listing now."""
-        index = self.directories[0].index
-        await self._blocking(index.save_proof, uri, identity, revision, self._clock.time())
-
-    async def proven(self, uri: str, identity: str) -> str | None:
-        """The revision that the origin last gave this identity; None where it never did."""
-        return await self._blocking(self.directories[0].index.proven, uri, identity)
-
-    async def present_bytes(self, keys: Iterable[str]) -> dict[str, int]:
-        """Bytes present of the objects with these keys; objects that the store does not know are left out."""
-        keys = list(keys)
-        found: dict[str, int] = {}
-        for directory in self.directories:
-            found |= await self._blocking(directory.index.present_bytes, keys)
-        return found
+    def lost(self, cached: CachedObject, chunks: Iterable[int]) -> None:
+        """Chunks that are present cannot be read from the disk: they are absent from now on."""
+        found = self.found(cached.ref.key)
+        gone = [chunk for chunk in chunks if cached.present[chunk]]
+        if found is None or found[0] is not cached or not gone:
+            return
+        for chunk in gone:
+            cached.unpublish(chunk)
+        directory = found[1]
+        directory.used -= sum(cached.extent(chunk).length for chunk in gone)
+        task = asyncio.create_task(self._forget(directory, cached, gone))
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
 
     async def place(self, refs: Iterable[ObjectRef]) -> None:
-        """Have those of the objects that are not in the store yet go to one directory, if they fit in one:
-        the one that has the most of the others, then the roomiest. Else each goes where most room is."""
-        if len(self.directories) == 1:
-            return
-        sizes = {ref.key: ref.size for ref in refs}
-        known = [await self._presence(directory, list(sizes)) for directory in self.directories]
-        new = sizes.keys() - set().union(*known)
-        missing = sum(sizes[key] for key in new)
+        """Have those of the objects that are not in the store yet go to one directory, if they fit in one."""
+        await self._placement.place(refs)
 
-        def needed(number: int) -> int:
-            return missing + sum(sizes[key] - found.bytes for key, found in known[number].items())
+    def leaving(self, keys: frozenset[str]) -> bool:
+        return any(key in keys for key in (*self._removing, *(key for key, _ in self._emptying)))
 
-        def rank(number: int) -> tuple[int, int]:
-            return sum(sizes[key] for key in known[number]), self.directories[number].room
+    def idle(self, key: str) -> bool:
+        """Whether nobody uses the object, or is about to."""
+        found = self._open.get(key)
+        busy = key in self._opening or self.leaving(frozenset((key,)))
+        return not busy and (found is None or not found[0].users)
 
-        numbers = sorted(range(len(known)), key=rank, reverse=True)
-        fitting = [number for number in numbers if self.directories[number].room >= needed(number)]
-        for key in new:
-            self._homes.pop(key, None)
-            if fitting:
-                self._homes[key] = self.directories[fitting[0]]
+    def take_chunks(self, key: str, chunks: Iterable[int]) -> Awaitable[int]:
+        """Take chunks of an open object away that nobody fills; how many bytes that frees, once it has."""
+        found = self.found(key)
+        if found is None:
+            return _freed(0)
+        cached, directory = found
+        free = [n for n in chunks if cached.present[n] and (key, n) not in self._emptying]
+        if not free or key in self.leased or cached.complete:
+            return _freed(0)
+        for chunk in free:
+            cached.unpublish(chunk)
+        size = sum(cached.extent(chunk).length for chunk in free)
+        return self._empty(directory, cached, free, size)
 
-    async def whole(self, refs: Iterable[ObjectRef]) -> Whole | None:
-        """Where all of the objects are complete in one directory (those without bytes are everywhere)."""
-        wanted = list({ref.key: ref for ref in refs if ref.size}.values())
-        for directory in self.directories:
-            unverified: list[ObjectRef] = []
-            for start in range(0, len(wanted), BATCH):
-                batch = wanted[start : start + BATCH]
-                found = await self._presence(directory, [ref.key for ref in batch])
-                if any(ref.key not in found or found[ref.key].bytes != ref.size for ref in batch):
-                    break
-                unverified += [ref for ref in batch if found[ref.key].suspect]
-            else:
-                return Whole(directory, tuple(unverified))
-        return None
+    async def take_object(self, directory: Directory, key: str) -> int:
+        """Take an object away with its file; how many bytes that frees, 0 where somebody has it. OSError."""
+        if not self.idle(key) or key in self.leased:
+            return 0
+        cached, _ = self._open.pop(key, (None, None))
+        self._idle.pop(key, None)
+        self._removing[key] = gone = asyncio.get_running_loop().create_future()
+        try:
+            return await self._remove(directory, key, cached)
+        finally:
+            del self._removing[key]
+            gone.set_result(None)
 
-    async def lease(self, directory: Directory, lease: Lease, keys: Iterable[str]) -> None:
-        """Claim objects of a directory for a tree, durably, until `end_lease`."""
-        await self._blocking(directory.index.lease, lease, list(keys))
-
-    async def end_lease(self, directory: Directory, tree: str) -> None:
-        await self._blocking(directory.index.end_lease, tree)
-
-    async def leases(self) -> list[tuple[Directory, Lease]]:
-        """The claims of all trees, each with the directory that its tree is in."""
-        return [
-            (directory, lease)
-            for directory in self.directories
-            for lease in await self._blocking(directory.index.leases)
-        ]
-
-    async def leased_keys(self) -> set[str]:
-        """The keys of the objects that somebody reads without asking the agent: they must stay."""
-        found: set[str] = set()
-        for directory in self.directories:
-            found |= await self._blocking(directory.index.leased_keys)
-        return found
-
-    async def _presence(self, directory: Directory, keys: Sequence[str]) -> dict[str, Presence]:
-        return await self._blocking(directory.index.presence, keys)
+    async def note_uses(self) -> None:
+        """Make the uses of objects durable that are not yet. Raises StoreFailed."""
+        for key, (cached, directory) in self._open.items():
+            if directory is not None and cached.last_use > self._saved.get(key, 0):
+                self._noted[key] = cached.last_use
+        noted, self._noted = self._noted, {}
+        for directory in self._readable():
+            await self._blocking(uses.save, directory.index, list(noted.items()))
+        self._saved = {key: number for key, number in (self._saved | noted).items() if key in self._open}
 
     async def _load(self, ref: ObjectRef) -> CachedObject:
+        while True:
+            try:
+                return await self._load_from(
+                    ref, [one for one in self.directories if one.state is not State.FAILED]
+                )
+            except StoreError as error:
+                well = [one for one in self.directories if one.state is State.OK]
+                await self.conditions.probe(well)
+                if any(one.state is not State.OK for one in well):
+                    continue  # without those
+                if well and not isinstance(error, StoreFull):
+                    raise
+                log.warning("%s is not kept: %s", ref.uri, error)
+                cached = CachedObject(ref, Path(), -1, 0, self._chunk_size, self._uses)
+                self._open[ref.key] = (cached, None)
+                return cached
+
+    async def _load_from(self, ref: ObjectRef, directories: list[Directory]) -> CachedObject:
         # One trip to the index thread: each of them is a tenth of what the open of a small file costs.
         directory, row, cached, kept = await self._blocking(
-            find_and_open, self.directories, self._home(ref), ref, self._chunk_size
+            find_and_open, directories, self._placement.home(ref), ref, self._chunk_size
         )
+        cached.count_uses(self._uses)
         if row is None:
-            self._homes.pop(ref.key, None)
+            self._placement.placed(ref)
             directory.objects += 1
         elif not kept:
             # The file was not as the index had it: none of its chunks is present any more.
@@ -257,17 +313,16 @@ class Store:
         elif row.suspect:
             await self._settle(directory, cached, row.suspect)
             if is_full(row, ref.size) and not cached.complete:
-                cached.close()  # it was opened for reading only
-                return await self._load(ref)
+                good = [cached.extent(chunk) for chunk, there in enumerate(cached.present) if there]
+                cached.close()  # it was opened for reading only, and is not written any more
+                os.close(await asyncio.to_thread(renew, directory.path, cached.path, ref.size, good))
+                await self._blocking(directory.index.renewed, cached.row)
+                return await self._load_from(ref, directories)
+        if row is None:
+            cached.use()
         self._open[ref.key] = (cached, directory)
         self._idle[ref.key] = None
         return cached
-
-    def _home(self, ref: ObjectRef) -> Directory:
-        """The directory that an object goes to if none has it."""
-        home = self._homes.get(ref.key)
-        fits = home is not None and home.room >= ref.size
-        return home if home is not None and fits else max(self.directories, key=_room)
 
     async def _settle(
         self, directory: Directory, cached: CachedObject, suspect: tuple[tuple[int, bytes], ...]
@@ -284,16 +339,111 @@ class Store:
             directory.damage["chunk"].inc(len(bad))
             log.warning("%s: %d chunks did not survive the restart of the machine", cached.ref.uri, len(bad))
 
+    def _directory(self, cached: CachedObject) -> Directory:
+        found = self.found(cached.ref.key)
+        if found is None:
+            raise StoreFailed(f"{cached.ref.uri}: no directory of the store has its file")
+        return found[1]
+
+    def _empty(
+        self, directory: Directory, cached: CachedObject, chunks: Sequence[int], size: int
+    ) -> asyncio.Task[int]:
+        """Take chunks away that are not published; `size` bytes of them are recorded."""
+        cached.users += 1
+        task = asyncio.create_task(self._emptied(directory, cached, chunks, size))
+        for chunk in chunks:
+            self._emptying[cached.ref.key, chunk] = task
+        return task
+
+    async def _emptied(
+        self, directory: Directory, cached: CachedObject, chunks: Sequence[int], size: int
+    ) -> int:
+        try:
+            if size and not await self._forget(directory, cached, chunks):
+                for chunk in chunks:
+                    cached.publish(chunk)
+                return 0
+            await _unread(cached, chunks)
+            directory.used -= size
+            await asyncio.to_thread(punch, cached.fd, [cached.extent(chunk) for chunk in chunks])
+            return size
+        except OSError as error:
+            self.conditions.mark(directory, store_error(error, f"cannot empty {cached.path}"))
+            return 0
+        finally:
+            for chunk in chunks:
+                del self._emptying[cached.ref.key, chunk]
+            self._let_go(cached)
+
+    async def _forget(self, directory: Directory, cached: CachedObject, chunks: Sequence[int]) -> bool:
+        bad = [(chunk, cached.extent(chunk).length) for chunk in chunks]
+        try:
+            await self._blocking(directory.index.settle, cached.row, (), bad)
+        except StoreFailed as error:
+            self.conditions.mark(directory, error)
+            return False
+        directory.chunks -= len(bad)
+        return True
+
+    async def _remove(self, directory: Directory, key: str, cached: CachedObject | None) -> int:
+        try:
+            removed = await self._blocking(remove, directory, key)
+            directory.objects -= 1
+            directory.chunks -= removed.chunks
+            if removed.fd >= 0:  # the last close gives the disk back, which takes long for a large file
+                await asyncio.to_thread(os.close, removed.fd)
+            directory.used -= removed.bytes
+            return removed.bytes
+        except StoreFailed as error:
+            self.conditions.mark(directory, error)
+            return 0
+        finally:
+            if cached is not None:
+                await asyncio.to_thread(cached.close)
+
+    def _let_go(self, cached: CachedObject) -> None:
+        cached.users -= 1
+        if cached.users:
+            return
+        if cached.fd < 0:
+            self._open.pop(cached.ref.key)  # perhaps it can have a file the next time
+            return
+        self._idle[cached.ref.key] = None
+        self._trim()
+
     def _trim(self) -> None:
         while len(self._idle) > IDLE_OBJECTS:
             key, _ = self._idle.popitem(last=False)
             cached, _ = self._open.pop(key)
+            self._noted[key] = cached.last_use
             cached.close()
 
-    async def _blocking(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._index_thread, lambda: call(*args, **kwargs))
+
+async def _unread(cached: CachedObject, chunks: Sequence[int]) -> None:
+    """Wait until nobody reads any of the chunks."""
+    loop = asyncio.get_running_loop()
+    unread = loop.create_future()
+    if not cached.when_unread(chunks, lambda: _tell(loop, unread)):
+        await unread
 
 
-def _room(directory: Directory) -> int:
-    return directory.room
+def _tell(loop: asyncio.AbstractEventLoop, unread: asyncio.Future[None]) -> None:
+    loop.call_soon_threadsafe(unread.set_result, None)
+
+
+async def _freed(size: int) -> int:
+    return size
+
+
+def _no_room(directory: Directory, limit: int) -> str:
+    if limit == directory.capacity:
+        return f"{directory.path} holds its {directory.capacity} bytes; raise store.capacity or empty it"
+    return f"{directory.path}: the disk has only its reserve free; free some space"
+
+
+def _nothing() -> None:
+    """What a store does under pressure that nobody relieves."""
+
+
+async def _evict_nothing(directory: Directory, length: int) -> bool:
+    return False

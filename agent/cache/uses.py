@@ -53,7 +53,10 @@ def used(index: Index) -> list[Used]:
         "WHERE present > 0 ORDER BY last_use, id"
     )
     rows = index.transact(lambda db: db.execute(query).fetchall())
-    return [Used(*row[:6], bool(row[6])) for row in rows]
+    return [
+        Used(row, key, size, chunk_size, present, last_use, bool(complete))
+        for row, key, size, chunk_size, present, last_use, complete in rows
+    ]
 
 
 def chunks(index: Index, row: int) -> list[int]:

@@ -184,7 +184,7 @@ class Mounted:
             log.error("%s: cannot read the store: %s", self.name, error.strerror)
             raise Refused(errno.EIO) from error
         finally:
-            cached.end_read()
+            cached.end_read(extent)
         self.metrics.reads_hit.inc()
         self.metrics.read_bytes_store.inc(extent.length)
         self.tally.from_store(extent.length)

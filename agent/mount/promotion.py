@@ -136,7 +136,7 @@ class Promotion:
         directory = whole.directory
         lease = Lease(name, shown.uri, shown.revision, self._clock.time())
         try:
-            await self._store.lease(directory, lease, [ref.key for ref in refs])
+            await self._store.lease(directory, lease, [ref.key for ref in refs if ref.size])
             await asyncio.to_thread(self._make, directory, name, shown, dataset)
         except (StoreError, HolderError):
             await self._drop(directory, name)

@@ -7,7 +7,6 @@ the whole extent, else through the file, which the page cache still has.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -91,7 +90,7 @@ class PendingRead:
             self._refuse(StoreFailed(f"cannot read {self.cached.path}: {error.strerror}"))
             return
         finally:
-            self.cached.end_read()
+            self.cached.end_read(self.extent)
         self._answer(data)
 
     def _answer(self, data: memoryview) -> None:
@@ -113,10 +112,5 @@ def read_present(cached: CachedObject, extent: Extent, buffers: Buffers) -> memo
     middle of a `writev` from a mapped file has ended the reader's request with EIO).
     """
     view = buffers.view[: extent.length]
-    done = 0
-    while done < extent.length:
-        count = os.preadv(cached.fd, [view[done:]], extent.offset + done)
-        if not count:
-            raise OSError(5, f"{cached.path} is shorter than its object")
-        done += count
+    cached.read(extent, view)
     return view

@@ -47,6 +47,11 @@ class Landing:
         return self._position
 
     @property
+    def start(self) -> int:
+        """Offset of the first byte."""
+        return self._extent.offset
+
+    @property
     def end(self) -> int:
         return self._extent.end
 
@@ -59,13 +64,18 @@ class Landing:
         start = self._position
         if start + len(data) > self.end:
             raise ValueError(f"{len(data)} bytes at {start} go past {self.end}")
-        _write_all(self._fd, data, start)
+        self._keep(data, start)
         self._hash.update(data)
         self._advance(start + len(data), data, start)
 
     def digest(self) -> bytes:
         """xxh3-128 (16 bytes, canonical order) of the chunk; only right once `position` is `end`."""
         return self._hash.digest()
+
+    def rewind(self) -> None:
+        """Take back that bytes have arrived: they will not stay. Nobody writes any more."""
+        with self._lock:
+            self._position = self.start
 
     def wait(self, waiter: Waiter) -> bool:
         """Tell a waiter when its bytes are there; False where they are already (it is not called then)."""
@@ -93,6 +103,10 @@ class Landing:
     def awaited(self) -> bool:
         """Whether anybody waits now."""
         return bool(self._waiters)
+
+    def _keep(self, data: memoryview, offset: int) -> None:
+        """Where the bytes stay: here in the object's file."""
+        _write_all(self._fd, data, offset)
 
     def _advance(self, position: int, data: memoryview, offset: int) -> None:
         with self._lock:

@@ -60,7 +60,7 @@ class Read:
             asyncio.get_running_loop().call_soon(self._again)
             return
         found = os.pread(self._cached.fd, self.extent.length, self.extent.offset)
-        self._cached.end_read()
+        self._cached.end_read(self.extent)
         assert found == DATA[self.extent.offset : self.extent.end]
         assert not self.left
         self.result.set_result(None)
