@@ -107,6 +107,8 @@ class Outgoing:
                     extent.length,
                     fallback=False,
                 )
+        except asyncio.SendfileNotAvailableError as error:  # so asyncio says of a connection that was reset
+            raise ConnectionResetError("the peer has gone") from error
         finally:
             cached.end_read(extent)
 
