@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.harness import leftovers
 from tests.harness.moto import MotoS3
@@ -21,10 +22,15 @@ from tests.harness.s3 import SeaweedS3
 
 SEED = pytest.StashKey[int]()
 
+# How long a case takes says nothing on a shared machine.
+settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("headrace")
+
 
 @pytest.hookimpl(tryfirst=True)  # before hypothesis takes its seed from the options
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SEED] = int(os.environ.get("HEADRACE_TEST_SEED") or secrets.randbelow(1 << 32))
+    os.environ["HEADRACE_TEST_SEED"] = str(config.stash[SEED])  # what the workers of pytest-xdist draw from
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(config.stash[SEED])
 
