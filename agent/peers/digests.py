@@ -1,7 +1,7 @@
 """Digests of one object's units, as its heads reported them. Pure state.
 
-Where two members report different digests of one unit, the one with more reporters counts, and of two that have
-as many the first: a liar that was quick is overruled by two others who read the origin themselves.
+Where two members report different digests of one unit, the one with more reporters counts, and of two that
+have as many the first: a liar that was quick is overruled by two others who read the origin themselves.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ class Answer:
 
     `routes[i]` has the parents for chunk i of the span, the best first, all of them before the asker in the
     chunk's order or in possession of it. With `wait` 0 an empty route makes the asker the chunk's head: it
-    reads the origin. With `wait` above 0 the asker has no place yet: it asks again in so many seconds, may use
-    what routes there are, and goes to the origin only where a reader cannot wait.
+    reads the origin. With `wait` above 0 the asker has no place yet: it asks again in so many seconds, may
+    use what routes there are, and goes to the origin only where a reader cannot wait.
     """
 
     wait: float = 0.0

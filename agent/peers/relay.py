@@ -1,8 +1,8 @@
 """Who is whose parent, as arithmetic: one group of agents that want the same span, formed at the same time.
 
-A **span** is a run of `SPAN` chunks of one object: the smallest thing that an agent joins a relay for. Each of
-its chunks is a stripe with its own rotation of one ring, so that each agent is the head of as many chunks as
-any other and passes nearly every other chunk on to the same neighbour.
+A **span** is a run of `SPAN` chunks of one object: the smallest thing that an agent joins a relay for. Each
+of its chunks is a stripe with its own rotation of one ring, so that each agent is the head of as many chunks
+as any other and passes nearly every other chunk on to the same neighbour.
 
 For each stripe the members have one total order, and a parent always comes before its child in it. Members
 that leave make the order shorter and never change it, so answers given before and after cannot form a cycle.
@@ -172,7 +172,7 @@ class Formation:
             yield from self.ends(zone[0], stripe, 0)
 
     def ends(self, zone_start: int, stripe: int, turn: int) -> Iterator[str]:
-        """A zone's members from the end of its order on, for who comes after them; begins `turn` before the end."""
+        """A zone's members from `turn` before the end of its order on, for who comes after them."""
         live = self._live.get(zone_start, [])
         if live:
             of = self._places[self._names[live[0]]]

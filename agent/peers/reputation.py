@@ -2,9 +2,9 @@
 
 One report is a doubt: the reported one has no children until it announces itself again, since a chain gives
 each member one child only, and nobody else would notice. Reports of two members make it stay aside for
-longer. A member that reports others as slow while it is reported itself, or that finds two parents slow, is the
-slow one: then its parents are cleared. A wrong unit needs two reporters as well, or any one could put all others
-out; the reporter itself leaves the liar out at once (agent/peers/liveness.py).
+longer. A member that reports others as slow while it is reported itself, or that finds two parents slow, is
+the slow one: then its parents are cleared. A wrong unit needs two reporters as well, or any one could put all
+others out; the reporter itself leaves the liar out at once (agent/peers/liveness.py).
 """
 
 from __future__ import annotations

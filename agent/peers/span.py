@@ -1,10 +1,11 @@
 """The relay of one span: groups of members by arrival, and the parents that follow from them. Pure state.
 
-Members that arrive together form a group (agent/peers/relay.py). The first members of a later group have their
-parents at the end of an earlier one, so that who joins late has somebody that began earlier, and a crowd
-that comes one by one stands in a chain by arrival. Groups are numbered; an earlier group comes before a later
-one in every stripe's order. That order never changes while anybody may go by it: a member that is moved, or
-comes back without its old place, gets its new one only when all others have asked since (`settled`).
+Members that arrive together form a group (agent/peers/relay.py). The first members of a later group have
+their parents at the end of an earlier one, so that who joins late has somebody that began earlier, and a
+crowd that comes one by one stands in a chain by arrival. Groups are numbered; an earlier group comes before a
+later one in every stripe's order. That order never changes while anybody may go by it: a member that is
+moved, or comes back without its old place, gets its new one only when all others have asked since
+(`settled`).
 """
 
 from __future__ import annotations
@@ -46,9 +47,8 @@ class SpanRelay:
 
     def __init__(self, key: str, number: int) -> None:
         self._generation = 1
-        self._shift = (
-            zlib.crc32(key.encode()) + number * SPAN
-        )  # objects of one chunk have different heads too
+        # Objects of a single chunk have different heads too.
+        self._shift = zlib.crc32(key.encode()) + number * SPAN
         self._members: dict[str, _Member] = {}
         self._groups: dict[int, _Group] = {}
         self._left: dict[str, int] = {}  # name -> the generation since which it is not where it was
@@ -112,9 +112,8 @@ class SpanRelay:
     def settled(self, name: str) -> bool:
         """Whether nobody goes by an answer from before this member left its place."""
         since = self._left.get(name, 0)
-        return not since or all(
-            m.seen >= since for n, m in self._members.items() if m.place is not None and n != name
-        )
+        others = (m for n, m in self._members.items() if m.place is not None and n != name)
+        return not since or all(member.seen >= since for member in others)
 
     def move(self, name: str) -> None:
         """Take a member's place away, so that the next group has it."""

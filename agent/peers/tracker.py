@@ -1,15 +1,16 @@
 """The tracker of dataset revisions: who has what, who wants what, and who is whose parent. No I/O.
 
-One agent is the tracker of a revision (agent/peers/placement.py). What it knows is soft: agents announce what they
-have and where they stand, under a lease; after a change of tracker the new one has the same order again as
-soon as they have announced to it. It decides nothing twice: a member's place in a span is fixed when it is
+One agent is the tracker of a revision (agent/peers/placement.py). What it knows is soft: agents announce what
+they have and where they stand, under a lease; after a change of tracker the new one has the same order again
+as soon as they have announced to it. It decides nothing twice: a member's place in a span is fixed when it is
 formed, and every parent comes before its child in an order that never changes (agent/peers/span.py).
 
     unknown --announce--> member --ask--> gathering --GATHER s--> placed --ask--> routes
-    placed --found slow--> aside --all others asked again--> gathering       any --lease over, leave--> unknown
+    placed --found slow--> aside --all others asked again--> gathering    any --lease over, leave--> unknown
 
 An ask of somebody new waits `GATHER` seconds, so that agents that start together form one group and share
-the heads' work. A new tracker waits `REBUILD` seconds from the first announcement of a place that it did not give.
+the heads' work. A new tracker waits `REBUILD` seconds from the first announcement of a place that it did not
+give.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Tracker:
         return [member.peer for member in self._members.values()]
 
     def announce(self, peer: Peer, spans: Mapping[SpanId, Standing], whole: bool = False) -> Renewal:
-        """An agent says what it has, and where it stands: everything (`whole`), or what changed since the last time.
+        """An agent says what it has, and where it stands: everything (`whole`), or what has changed.
 
         An announcement without spans renews the lease.
         """
@@ -81,8 +82,8 @@ class Tracker:
     def ask(
         self, peer: Peer, span: SpanId, count: int = SPAN, without: Collection[str] = frozenset()
     ) -> Answer:
-        """The parents for the first `count` chunks of a span, none of them out of `without`; joins the relay."""
-        self._expire()
+        """Join the relay of a span; the parents for its first `count` chunks, none of them out of
+        `without`.""" self._expire()
         now = self._clock.monotonic()
         self._hear(peer).spans.add(span)
         relay = self._relay(span)
@@ -204,6 +205,8 @@ class Tracker:
             if not len(relay):
                 del self._spans[span]
                 self._gathering.pop(span, None)
+                if not any(other.key == span.key for other in self._spans):
+                    self._books.pop(span.key, None)
 
     def _expire(self) -> None:
         """Forget whoever was not heard of within a lease; at most once a second."""
