@@ -59,6 +59,10 @@ class VersionChanged(OriginError):
     """The origin no longer has the version that the reader was promised (412, another ETag)."""
 
 
+class ChecksumDiffers(OriginError):
+    """The object's bytes are, fetched twice, not those whose checksum the origin states."""
+
+
 class RevisionMissing(OriginError):
     """The revision that was named is neither at the origin nor in the store."""
 

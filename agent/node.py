@@ -5,12 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 
 from agent.cache.directory import StoreLimits
+from agent.cache.evictor import Evictor
 from agent.cache.fill import Filler
+from agent.cache.pins import Pin, Pins
+from agent.cache.repair import Repairs
+from agent.cache.scrub import Scrub
 from agent.cache.store import Store
+from agent.cache.whole import WholeObjects
 from agent.clock import Clock
 from agent.config import Config
 from agent.content import Dataset, View
@@ -21,6 +27,8 @@ from agent.control.views import (
     MountRequest,
     MountView,
     ObjectView,
+    PinRequest,
+    PinView,
     StatusView,
     StoreView,
     UnmappedView,
@@ -51,12 +59,13 @@ RECEIVER_THREADS = 32  # two origins at their default of 16 connections
 class Node:
     """The running agent (a `Controlled` of agent/control/api.py)."""
 
-    def __init__(self, config: Config, clock: Clock, store: Store, metrics: Metrics) -> None:
+    def __init__(self, config: Config, clock: Clock, store: Store, metrics: Metrics, pins: Pins) -> None:
         self._config = config
         self._clock = clock
         self._started = clock.monotonic()
         self._store = store
         self._metrics = metrics
+        self._pins = pins
         self._mounts: Mounts | None = None
         self._holder: Holder | None = None
 
@@ -71,6 +80,10 @@ class Node:
             return ["the mounts are not claimed from the holder yet"]
         return [] if self._holder.connected else ["the holder is away: what is mounted is served, no more"]
 
+    def degraded(self) -> list[str]:
+        """What is wrong although the agent serves."""
+        return self._store.conditions.faults()
+
     async def status(self) -> StatusView:
         return StatusView(
             name=self._config.node.name,
@@ -84,12 +97,15 @@ class Node:
                     objects=directory.objects,
                     capacity=directory.capacity,
                     reserve=directory.reserve,
+                    state=directory.state.value,
+                    reason=directory.reason,
                 )
                 for directory in self._store.directories
             ],
             mounts=len(self.mounts()),
             ready=not self.unready(),
             reasons=self.unready(),
+            degraded=self.degraded(),
         )
 
     async def datasets(self) -> list[DatasetView]:
@@ -128,6 +144,19 @@ class Node:
         listing = [] if mounts is None else mounts.listing()
         return [_view(one, mounts) for one in listing if mounts is not None]
 
+    async def pin(self, request: PinRequest) -> PinView:
+        dataset = await self._find(request.revision)
+        keys = [entry.ref.key for entry in dataset.entries]
+        return _pin_view(
+            await self._pins.add(dataset.uri, request.revision, keys, request.until, request.reason)
+        )
+
+    async def unpin(self, pin: str) -> None:
+        await self._pins.remove(pin)
+
+    def pins(self) -> Sequence[PinView]:
+        return [_pin_view(pin) for pin in self._pins.active()]
+
     def counters(self) -> dict[str, float]:
         return self._metrics.counters()
 
@@ -155,6 +184,23 @@ class Node:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """Who has a claim on what is in the store (agent/cache/evictor.py)."""
+
+    mounts: Mounts
+    pins: Pins
+
+    def mounted(self) -> Set[str]:
+        return self.mounts.mounted()
+
+    def leased(self) -> Set[str]:
+        return self.mounts.leased()
+
+    def pinned(self) -> Set[str]:
+        return self.pins.keys()
+
+
 def _order(request: MountRequest) -> MountOrder:
     secrets = {name: secret.get_secret_value() for name, secret in request.secrets.items()}
     uri, query = named(request.uri)
@@ -165,6 +211,17 @@ def _order(request: MountRequest) -> MountOrder:
         prefetch=request.prefetch,
         on_origin_down=request.on_origin_down,
         credentials=credentials_of(uri, secrets, query),
+    )
+
+
+def _pin_view(pin: Pin) -> PinView:
+    return PinView(
+        id=pin.id,
+        uri=pin.uri,
+        revision=pin.revision,
+        until=pin.until,
+        reason=pin.reason,
+        objects=len(pin.keys),
     )
 
 
@@ -218,7 +275,12 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        limits = StoreLimits(config.store.capacity, config.store.reserve)
+        limits = StoreLimits(
+            config.store.capacity,
+            config.store.reserve,
+            config.store.high_watermark,
+            config.store.low_watermark,
+        )
         store = await Store.open(config.store.directories, config.store.chunk_size, limits, clock, metrics)
         stack.push_async_callback(store.close)
         engine = Engine(RECEIVER_THREADS, clock)
@@ -227,9 +289,15 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         stack.push_async_callback(origins.close)
         preparing = asyncio.create_task(origins.prepare())  # beside the claim, which waits for the holder
         stack.push_async_callback(asyncio.wait, [preparing])
-        filler = Filler(store, origins, clock, metrics, config.mount.patience, random.Random())
-        node = Node(config, clock, store, metrics)
-        runner = await serve_metrics(monitoring(metrics, node.unready), config.metrics.address)
+        repairs = Repairs(store)
+        whole = WholeObjects(store, repairs, origins, clock, metrics)
+        scrub = Scrub(repairs, clock, metrics, config.store.scrub_rate)
+        filler = Filler(store, whole, clock, metrics, config.mount.patience, random.Random())
+        pins = Pins(store, clock, metrics)
+        await pins.load()
+        node = Node(config, clock, store, metrics, pins)
+        monitored = monitoring(metrics, node.unready, node.degraded)
+        runner = await serve_metrics(monitored, config.metrics.address)
         stack.push_async_callback(runner.cleanup)
         holder, shape, held = await asyncio.to_thread(
             Holder.claim, str(config.holder.socket), build_version()
@@ -238,17 +306,25 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         table = RequestTable(shape.fd, shape.slots, shape.slot_size)
         pool = Pool()
         services = Services(loop, store, filler, metrics, pool, holder, Buffers())
-        promotion = Promotion(store, holder, clock, metrics, enabled=config.mount.promote == "auto")
+        await whole.start()
+        stack.push_async_callback(whole.close)
+        enabled = config.mount.promote == "auto"
+        promotion = Promotion(store, holder, clock, metrics, enabled=enabled, whole=whole)
         stack.push_async_callback(promotion.close)
         mounts = Mounts(services, table, Revisions(origins.resolve, store), origins, promotion)
         stack.callback(mounts.close)
         stack.push_async_callback(filler.close)
         stack.push_async_callback(asyncio.to_thread, pool.close)
         await mounts.adopt(held)
+        evictor = Evictor(store, Claims(mounts, pins), clock, metrics)
+        evictor.start()
+        stack.push_async_callback(evictor.close)
         handover = Handover(holder, mounts, shape, clock, metrics)
         handover.start()
         stack.push_async_callback(handover.close)
         await node.serve(mounts, holder)
+        scrub.start()
+        stack.push_async_callback(scrub.close)
         runner = await serve_admin(application(node), config.admin.socket)
         stack.push_async_callback(runner.cleanup)
         log.info("ready: %d mounts, store %s", len(held), ", ".join(map(str, config.store.directories)))

@@ -2,7 +2,8 @@
 
 `totals` is kept by triggers, so that a start reads one row and scans nothing. `notes` is what the index knows
 of itself (agent/cache/opening.py, agent/cache/scrub.py). `last_use` and `ever_complete` are what eviction
-asks for (agent/cache/uses.py); a trigger sees to it that no file is complete without the mark.
+asks for (agent/cache/uses.py); a trigger sees to it that no file is complete without the mark. `verdicts` are
+about whole objects (agent/cache/verdicts.py) and go with the bytes that they are about.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ CREATE TABLE pins (
 CREATE TABLE pinned (
     pin TEXT NOT NULL REFERENCES pins(id) ON DELETE CASCADE, key TEXT NOT NULL, PRIMARY KEY (pin, key)
 ) WITHOUT ROWID;
+""",
+    """
+CREATE TABLE verdicts (key TEXT PRIMARY KEY, verdict TEXT NOT NULL) WITHOUT ROWID;
+CREATE TRIGGER verdict_of_object AFTER DELETE ON objects BEGIN
+    DELETE FROM verdicts WHERE key = OLD.key AND verdict IN ('right', 'unstated');
+END;
+CREATE TRIGGER verdict_of_chunk AFTER DELETE ON chunks BEGIN
+    DELETE FROM verdicts WHERE verdict = 'right' AND key = (SELECT key FROM objects WHERE id = OLD.object);
+END;
+CREATE INDEX objects_by_use ON objects (last_use);
 """,
 )
 SCHEMA_VERSION = len(SCHEMA)

@@ -68,6 +68,11 @@ class Scrub:
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
 
+    async def ended(self) -> None:
+        """Wait until it has nothing more to do, which happens without a rate only."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from agent.cache.directory import Directory
 from agent.cache.index import Lease
+from agent.cache.records import Whole
 from agent.cache.store import Store
 from agent.cache.trees import TreeDirectory, TreeFile
 from agent.clock import Clock
@@ -31,6 +32,15 @@ from agent.mount.tree import ROOT, Tree
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+VERIFY_SECONDS = 2.0  # how long a publish, which has ten, waits for the check of whole objects
+
+
+class Verifier(Protocol):
+    """Checks objects against what their origins state (agent/cache/whole.py)."""
+
+    async def unverified(self, directory: Directory, refs: Iterable[ObjectRef]) -> list[ObjectRef]: ...
+    async def verify(self, directory: Directory, refs: Iterable[ObjectRef]) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +58,28 @@ class Promotion:
     """The promoted mounts of this node."""
 
     def __init__(
-        self, store: Store, holder: Holder, clock: Clock, metrics: Metrics, *, enabled: bool
+        self,
+        store: Store,
+        holder: Holder,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        enabled: bool,
+        whole: Verifier | None = None,
     ) -> None:
-        """Where it is not `enabled`, nothing is promoted, and what a predecessor has promoted lives on."""
+        """Where it is not `enabled`, nothing is promoted, and what a predecessor has promoted lives on.
+
+        `whole` checks objects against what their origins state; without it what is received is believed.
+        """
         self._store = store
         self._holder = holder
         self._clock = clock
         self._metrics = metrics
         self._enabled = enabled
+        self._whole = whole
         self._promoted: dict[str, Promoted] = {}
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._verifying: dict[str, asyncio.Task[None]] = {}
+        self._verifying: dict[str, asyncio.Task[bool]] = {}
         self._tasks: set[asyncio.Task[object]] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -128,8 +149,7 @@ class Promotion:
         whole = await self._store.whole(refs)
         if whole is None:
             return None
-        if whole.unverified:
-            self._verify(name, whole.unverified)
+        if not await self._verified(name, whole, refs):
             return None
         if not await self._given_up(name):
             return None  # targets show a tree that this agent does not know: it stays as it is
@@ -197,18 +217,35 @@ class Promotion:
     def _count(self) -> None:
         self._metrics.promoted_mounts.set(len(self._promoted))
 
-    def _verify(self, name: str, refs: Iterable[ObjectRef]) -> None:
-        if name not in self._verifying:
-            task = self._verifying[name] = asyncio.create_task(self._check(refs))
-            task.add_done_callback(lambda _: self._verifying.pop(name, None))
+    async def _verified(self, name: str, whole: Whole, refs: Sequence[ObjectRef]) -> bool:
+        """Whether all of the objects are verified. What is not is checked in the background; where only their
+        origin's checksums are to be seen to, that is waited for a moment."""
+        if not whole.unverified and (
+            self._whole is None or not await self._whole.unverified(whole.directory, refs)
+        ):
+            return True
+        task = self._verify(name, whole, refs)
+        if whole.unverified:
+            return False
+        done, _ = await asyncio.wait([task], timeout=VERIFY_SECONDS)
+        return bool(done) and not task.cancelled() and task.result()
 
-    async def _check(self, refs: Iterable[ObjectRef]) -> None:
-        """One object after another; opening checks it (`Store.acquire`)."""
-        for ref in refs:
+    def _verify(self, name: str, whole: Whole, refs: Sequence[ObjectRef]) -> asyncio.Task[bool]:
+        task = self._verifying.get(name)
+        if task is None:
+            task = self._verifying[name] = asyncio.create_task(self._check(whole, refs))
+            task.add_done_callback(lambda _: self._verifying.pop(name, None))
+        return task
+
+    async def _check(self, whole: Whole, refs: Sequence[ObjectRef]) -> bool:
+        """One object after another; opening checks its chunks (`Store.acquire`)."""
+        for ref in whole.unverified:
             try:
                 self._store.release(await self._store.acquire(ref))
             except StoreError as error:
                 log.warning("%s cannot be checked: %s", ref.uri, error)
+                return False
+        return self._whole is None or await self._whole.verify(whole.directory, refs)
 
     def _turn(self, name: str) -> asyncio.Lock:
         return self._turns.setdefault(name, asyncio.Lock())

@@ -119,6 +119,7 @@ class AgentSettings:
     chunk_size: str = "8MiB"
     reserve: str = "256MiB"
     capacity: str | None = None
+    scrub_rate: str | None = None
     directories: tuple[str, ...] = ()  # of the store, below the layout's; none: that one itself
     origins: Mapping[str, OriginSettings] | None = None  # prefix -> settings, over the stack's own of "s3://"
     extra: str = ""  # TOML tables that go to the end of the file
@@ -136,6 +137,7 @@ class AgentSettings:
                 "chunk_size": self.chunk_size,
                 "reserve": self.reserve,
                 **({"capacity": self.capacity} if self.capacity else {}),
+                **({"scrub_rate": self.scrub_rate} if self.scrub_rate else {}),
             },
             "mount": {"patience": self.patience, "promote": self.promote},
             "holder": {"socket": str(layout.holder_socket)},
