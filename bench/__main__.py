@@ -7,7 +7,18 @@ import sys
 
 from rich.console import Console
 
-from bench import cold, cold_mapped, first_mib, options, promoted, small_files, transfer, waiting, warm
+from bench import (
+    cold,
+    cold_mapped,
+    first_mib,
+    options,
+    promoted,
+    small_files,
+    transfer,
+    waiting,
+    warm,
+    warm_start,
+)
 from bench.child import BenchError
 from bench.report import document, render, save
 from bench.site import Site
@@ -23,6 +34,7 @@ WORKLOADS: tuple[Workload, ...] = (
     first_mib.WORKLOAD,
     small_files.WORKLOAD,
     waiting.WORKLOAD,
+    warm_start.WORKLOAD,
     transfer.TLS,
     transfer.HTTP,
 )

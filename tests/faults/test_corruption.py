@@ -141,10 +141,10 @@ ALSO = [pytest.param(kind, marks=pytest.mark.long) for kind in ("empty", "cut", 
 
 @pytest.mark.parametrize("kind", ["first page", "pages", "log", *ALSO])
 def test_a_damaged_index_costs_a_fetch_and_no_wrong_byte(site: Site, kind: str) -> None:
-    def garbage(offset: int, length: int) -> None:
+    def garbage(offset: int, length: int) -> int:
         with site.index.open("r+b") as file:
             file.seek(offset)
-            file.write(site.rng.randbytes(length))
+            return file.write(site.rng.randbytes(length))
 
     pages = site.index.stat().st_size // PAGE
     damage: dict[str, Callable[[], object]] = {
