@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from agent.peers.messages import Reason
 
 WINDOW = 10.0  # seconds in which reports count together
+TRIAL = 3.0  # seconds without the slow parent: whoever is slow itself has found another one slow by then
 SLOW_FOR = 20.0  # seconds that a slow member stays without children after the last report
 OUT_FOR = 60.0  # seconds for one that is silent, or sends wrong bytes, to two others
 
@@ -47,6 +48,18 @@ class Reputation:
         elif len({name for name, why in file.reports if why == reason}) >= 2:
             file.out_until = now + OUT_FOR
 
+    def review(self, now: float) -> None:
+        """Believe a lone reporter that went on well without the parent it found slow: to be called every second."""
+        for name, file in self._files.items():
+            for (reporter, reason), at in file.reports.items():
+                on_trial = reason == "slow" and TRIAL <= now - at < WINDOW
+                if (
+                    on_trial
+                    and self._finds_slow(reporter, now) == {name}
+                    and not self._slow_reporters(reporter, now)
+                ):
+                    file.slow_until = max(file.slow_until, at + SLOW_FOR)
+
     def announced(self, name: str) -> None:
         """A member is there: what was only a doubt is over."""
         if name in self._files:
@@ -71,24 +84,20 @@ class Reputation:
         return list(self._files)
 
     def _judge_slow(self, reporter: str, about: str, now: float) -> None:
-        accused = self._finds_slow(reporter, now)
-        if len(accused) >= 2 or (self._slow_reporters(reporter, now) and not self._finds_slow(about, now)):
-            self._is_slow(reporter, now)
-            return
-        believed = {name for name in self._slow_reporters(about, now) if not self.slow(name, now)}
-        if len(believed) >= 2 or (believed and self._blames_sound(about, now)):
-            self._is_slow(about, now)
+        """A report counts for or against both, and may acquit those who find the reporter slow."""
+        for name in (reporter, about, *self._slow_reporters(reporter, now)):
+            if self._is_slow(name, now):
+                self._files.setdefault(name, _File()).slow_until = now + SLOW_FOR
+                for parent in self._finds_slow(name, now):
+                    self._files[parent].doubted = False
+            elif name != about and name in self._files:
+                self._files[name].slow_until = now
 
-    def _blames_sound(self, name: str, now: float) -> bool:
-        """Whether it finds somebody slow who finds nobody slow."""
-        return any(not self._finds_slow(other, now) for other in self._finds_slow(name, now))
-
-    def _is_slow(self, name: str, now: float) -> None:
-        for other in self._finds_slow(name, now):
-            cleared = self._files[other]
-            cleared.reports.pop((name, "slow"), None)
-            cleared.doubted = cleared.doubted and bool(cleared.reports)
-        self._files.setdefault(name, _File()).slow_until = now + SLOW_FOR
+    def _is_slow(self, name: str, now: float) -> bool:
+        found, reporters = self._finds_slow(name, now), self._slow_reporters(name, now)
+        if len(found) >= 2 or (reporters and any(not self._finds_slow(other, now) for other in found)):
+            return True
+        return len([one for one in reporters if len(self._finds_slow(one, now)) < 2]) >= 2
 
     def _slow_reporters(self, name: str, now: float) -> set[str]:
         file = self._files.get(name, _File())

@@ -27,6 +27,7 @@ class _Member:
     place: Place | None = None
     seen: int = 0  # the generation of the routes that it goes by
     aside: bool = False
+    moved: bool = False  # since it is aside
 
 
 @dataclass(slots=True)
@@ -84,11 +85,6 @@ class SpanRelay:
         waiting = (self._left.get(n, 0) for n, m in self._members.items() if m.place is None and n != name)
         return bool(self._left) and member.place is not None and member.seen < max(waiting, default=0)
 
-    def is_last(self, name: str) -> bool:
-        """Whether a member stands in the newest group."""
-        place = self.place(name)
-        return place is not None and place.group == max(self._groups)
-
     def form(self, names: Collection[str]) -> None:
         """Give the members without a place theirs, in one new group, in the order of `names`."""
         number = max(self._groups, default=-1) + 1
@@ -116,11 +112,12 @@ class SpanRelay:
         return not since or all(member.seen >= since for member in others)
 
     def move(self, name: str) -> None:
-        """Take a member's place away, so that the next group has it."""
+        """Take the place of a member that is aside away, once, so that the next group has it."""
         member = self._members[name]
-        if member.place is not None:
+        if member.place is not None and member.aside and not member.moved:
             self._take(name, member.place)
             member.place = None
+            member.moved = True
 
     def drop(self, name: str) -> None:
         """Forget a member."""
@@ -134,6 +131,7 @@ class SpanRelay:
         if member.aside == aside:
             return
         member.aside = aside
+        member.moved = member.moved and aside
         if member.place is not None:
             formation = self._groups[member.place.group].formation
             (formation.set_aside if aside else formation.restore)(name)
@@ -158,9 +156,8 @@ class SpanRelay:
         yield from formation.in_zone(name, stripe)
         yield from self._earlier(number, member.zone, stripe)
         yield from formation.across(name, stripe)
-        for zone in sorted(
-            {zone for n, group in self._groups.items() if n < number for zone in group.starts}
-        ):
+        zones = {zone for n, group in self._groups.items() if n < number for zone in group.starts}
+        for zone in sorted(zones - {member.zone}):
             yield from self._earlier(number, zone, stripe)
 
     def _earlier(self, number: int, zone: str, stripe: int) -> Iterator[str]:

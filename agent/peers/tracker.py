@@ -82,8 +82,8 @@ class Tracker:
     def ask(
         self, peer: Peer, span: SpanId, count: int = SPAN, without: Collection[str] = frozenset()
     ) -> Answer:
-        """Join the relay of a span; the parents for its first `count` chunks, none of them out of
-        `without`.""" self._expire()
+        """Join the relay of a span: the parents for its first `count` chunks, none out of `without`."""
+        self._expire()
         now = self._clock.monotonic()
         self._hear(peer).spans.add(span)
         relay = self._relay(span)
@@ -187,8 +187,8 @@ class Tracker:
         return 0.0 if relay.place(name) is not None else SETTLE
 
     def _move_if_slow(self, name: str, relay: SpanRelay, now: float) -> None:
-        """A slow member goes to the end of the order, unless it stands where it is nobody's first parent."""
-        if self._reputation.slow(name, now) and relay.place(name) is not None and not relay.is_last(name):
+        """A slow member goes to the end of the order."""
+        if self._reputation.slow(name, now):
             relay.move(name)
 
     def _look(self, name: str) -> None:
@@ -216,5 +216,6 @@ class Tracker:
         self._look_at = now + 1.0
         for name in [name for name, one in self._members.items() if now - one.heard >= LEASE]:
             self.leave(name)
+        self._reputation.review(now)
         for name in self._reputation.names():
             self._look(name)
