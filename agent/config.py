@@ -24,6 +24,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -90,6 +91,12 @@ class StoreConfig(_Table):
         description="Free disk that is never used.",
         json_schema_extra=_shown("the smaller of `50GiB` and 10 %"),
     )
+    high_watermark: Annotated[float, Field(gt=0.0, le=1.0), Unit("share")] = Field(
+        default=0.95, description="Eviction begins where more than this share of what is allowed is held."
+    )
+    low_watermark: Annotated[float, Field(gt=0.0, le=1.0), Unit("share")] = Field(
+        default=0.90, description="Eviction ends at this share; no more than `high_watermark`."
+    )
     chunk_size: Annotated[Size, AfterValidator(settings.chunk_size)] = Field(
         default=8 * MIB,
         description="The unit of fill, verification and exchange: a power of two from `1MiB` to `256MiB`.",
@@ -99,6 +106,12 @@ class StoreConfig(_Table):
         description="Bytes per second that are read in the background and compared with their checksum; "
         '`"0B"` reads none.',
     )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> StoreConfig:
+        if self.low_watermark > self.high_watermark:
+            raise ValueError("low_watermark is above high_watermark: lower it")
+        return self
 
 
 class MountConfig(_Table):

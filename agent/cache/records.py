@@ -156,6 +156,10 @@ class Records:
         """Run a call on the index thread, behind those that were asked for before."""
         return self._blocking(call)
 
+    async def blocking(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run a call on the index thread, behind those that were asked for before."""
+        return await self._blocking(call, *args, **kwargs)
+
     async def _blocking(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._index_thread, lambda: call(*args, **kwargs))

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.cache.directory import Directory
-from agent.content import Extent
+from agent.content import Extent, chunk_extent
 
 KEEP_SIZE, PUNCH_HOLE = 1, 2  # linux/falloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -53,6 +53,31 @@ def remove(directory: Directory, key: str) -> Removed:
         os.close(fd)
         raise
     return Removed(size, chunks, fd)
+
+
+def trim(directory: Directory, key: str, chunks: Iterable[int]) -> Removed:
+    """Forget chunks of an object that was never complete, and punch them (on the index thread).
+
+    Raises StoreFailed, OSError.
+    """
+
+    def ask(db: sqlite3.Connection) -> tuple[int, int, int, int] | None:
+        query = "SELECT id, size, chunk_size, ever_complete FROM objects WHERE key = ?"
+        found: tuple[int, int, int, int] | None = db.execute(query, (key,)).fetchone()
+        return found
+
+    found = directory.index.transact(ask)
+    if found is None or found[3]:
+        return Removed(0, 0, -1)
+    row, size, chunk_size, _ = found
+    extents = {chunk: chunk_extent(chunk, size, chunk_size) for chunk in chunks}
+    directory.index.settle(row, (), [(chunk, extent.length) for chunk, extent in extents.items()])
+    fd = os.open(directory.file_of(key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        punch(fd, extents.values())
+    finally:
+        os.close(fd)
+    return Removed(sum(extent.length for extent in extents.values()), len(extents), -1)
 
 
 def punch(fd: int, extents: Iterable[Extent]) -> None:

@@ -26,7 +26,7 @@ from agent.cache.objects import CachedObject, Uses
 from agent.cache.placement import Placement
 from agent.cache.recorder import Recorder
 from agent.cache.records import Records
-from agent.cache.removal import punch, remove
+from agent.cache.removal import punch, remove, trim
 from agent.cache.renewal import renew
 from agent.cache.verify import verified
 from agent.clock import Clock
@@ -264,6 +264,20 @@ class Store(Records):
         self._removing[key] = gone = asyncio.get_running_loop().create_future()
         try:
             return await self._remove(directory, key, cached)
+        finally:
+            del self._removing[key]
+            gone.set_result(None)
+
+    async def take_closed(self, directory: Directory, key: str, chunks: Sequence[int]) -> int:
+        """The same as `take_object` for some chunks of an object that is not open and was never complete."""
+        if not self.idle(key) or key in self._open or key in self.leased:
+            return 0
+        self._removing[key] = gone = asyncio.get_running_loop().create_future()
+        try:
+            trimmed = await self._blocking(trim, directory, key, chunks)
+            directory.chunks -= trimmed.chunks
+            directory.used -= trimmed.bytes
+            return trimmed.bytes
         finally:
             del self._removing[key]
             gone.set_result(None)

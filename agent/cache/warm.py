@@ -56,6 +56,7 @@ class Warming:
 
     async def _warm(self, entry: Entry) -> None:
         cached = await self._store.acquire(entry.ref)
+        cached.use()
         try:
             for chunk in range(len(cached.present)):
                 await self._room.acquire()

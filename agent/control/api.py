@@ -2,6 +2,7 @@
 
     GET /v1/status                             GET /v1/counters
     GET /v1/datasets                           GET /v1/datasets/{revision}/objects?after=PATH&limit=N
+    GET /v1/pins     POST /v1/pins {"revision", "until", "reason"} DELETE /v1/pins/{pin}
     GET /v1/mounts   POST /v1/mounts {"uri", ...} DELETE /v1/mounts/{mount}
 
 Errors of the agent become an HTTP status here, once, and a body {"error", "message"} of one redacted line.
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 from urllib.parse import parse_qs
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from agent import errors
 from agent.control.views import (
@@ -27,12 +28,16 @@ from agent.control.views import (
     MountRequest,
     MountView,
     ObjectView,
+    PinRequest,
+    PinView,
     StatusView,
     View,
 )
 from agent.logs import redact
 
 log = logging.getLogger(__name__)
+
+Asked = TypeVar("Asked", bound=BaseModel)
 
 MAX_BODY = 64 * 1024  # bytes; no request of this API comes near it
 MAX_PAGE = 1000
@@ -67,6 +72,9 @@ class Controlled(Protocol):
     async def mount(self, request: MountRequest) -> MountView: ...
     async def unmount(self, mount: str) -> None: ...
     def mounts(self) -> Sequence[MountView]: ...
+    async def pin(self, request: PinRequest) -> PinView: ...
+    async def unpin(self, pin: str) -> None: ...
+    def pins(self) -> Sequence[PinView]: ...
     def counters(self) -> dict[str, float]: ...
 
 
@@ -81,6 +89,9 @@ def application(controlled: Controlled) -> web.Application:
     app.router.add_get("/v1/mounts", api.mounts)
     app.router.add_post("/v1/mounts", api.mount)
     app.router.add_delete("/v1/mounts/{mount}", api.unmount)
+    app.router.add_get("/v1/pins", api.pins)
+    app.router.add_post("/v1/pins", api.pin)
+    app.router.add_delete("/v1/pins/{pin}", api.unpin)
     return app
 
 
@@ -112,10 +123,20 @@ class _Api:
         return _json_list(self._controlled.mounts())
 
     async def mount(self, request: web.Request) -> web.Response:
-        return _json(await self._controlled.mount(_mount_request(await _body(request))))
+        return _json(await self._controlled.mount(_asked(MountRequest, await _body(request))))
 
     async def unmount(self, request: web.Request) -> web.Response:
         await self._controlled.unmount(request.match_info["mount"])
+        return web.Response(status=204)
+
+    async def pins(self, request: web.Request) -> web.Response:
+        return _json_list(self._controlled.pins())
+
+    async def pin(self, request: web.Request) -> web.Response:
+        return _json(await self._controlled.pin(_asked(PinRequest, await _body(request))))
+
+    async def unpin(self, request: web.Request) -> web.Response:
+        await self._controlled.unpin(request.match_info["pin"])
         return web.Response(status=204)
 
 
@@ -126,9 +147,9 @@ async def _body(request: web.Request) -> bytes:
         raise errors.BadRequest(f"body: more than {MAX_BODY} bytes") from None
 
 
-def _mount_request(body: bytes) -> MountRequest:
+def _asked(kind: type[Asked], body: bytes) -> Asked:
     try:
-        return MountRequest.model_validate_json(body)
+        return kind.model_validate_json(body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in problem["loc"][:1]) or "body"  # behind it may be a secret

@@ -10,7 +10,15 @@ from urllib.parse import quote
 import aiohttp
 from pydantic import TypeAdapter
 
-from agent.control.views import DatasetView, ErrorView, MountRequest, MountView, ObjectView, StatusView
+from agent.control.views import (
+    DatasetView,
+    ErrorView,
+    MountRequest,
+    MountView,
+    ObjectView,
+    PinView,
+    StatusView,
+)
 
 T = TypeVar("T")
 
@@ -73,6 +81,17 @@ class AdminClient:
 
     async def unmount(self, mount: str) -> None:
         await self._ask("DELETE", f"/v1/mounts/{quote(mount, safe='')}")
+
+    async def pins(self) -> list[PinView]:
+        return await self._get("/v1/pins", TypeAdapter(list[PinView]))
+
+    async def pin(self, revision: str, until: float, reason: str = "") -> PinView:
+        """Keep the objects of a dataset in the store until a time, in seconds since 1970."""
+        body: dict[str, object] = {"revision": revision, "until": until, "reason": reason}
+        return _parsed(TypeAdapter(PinView), await self._ask("POST", "/v1/pins", body))
+
+    async def unpin(self, pin: str) -> None:
+        await self._ask("DELETE", f"/v1/pins/{quote(pin, safe='')}")
 
     async def _get(self, path: str, adapter: TypeAdapter[T]) -> T:
         return _parsed(adapter, await self._ask("GET", path))

@@ -30,6 +30,8 @@ class StoreView(View):
     objects: int
     capacity: int
     reserve: int
+    state: str = "ok"  # or `full`, `failed`: it takes no fills then, and `reason` says why
+    reason: Annotated[str, AfterValidator(_one_line)] = ""
 
 
 class StatusView(View):
@@ -42,6 +44,7 @@ class StatusView(View):
     mounts: int
     ready: bool
     reasons: list[str] = Field(default_factory=list)
+    degraded: list[str] = Field(default_factory=list)  # what is wrong although the agent serves
 
 
 class UnmappedView(View):
@@ -134,6 +137,27 @@ class MountRequest(BaseModel):
         """What goes over the socket, secrets included."""
         plain = {name: secret.get_secret_value() for name, secret in self.secrets.items()}
         return {**self.model_dump(exclude={"secrets"}, exclude_defaults=True), "secrets": plain}
+
+
+class PinRequest(BaseModel):
+    """The body of POST /v1/pins: a dataset's revision, until when (seconds since 1970), and why."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    revision: str = Field(pattern=r"^[0-9a-f]{32}$")
+    until: float = Field(allow_inf_nan=False)
+    reason: str = Field(default="", max_length=1000)
+
+
+class PinView(View):
+    """A pin that is in force; `until` is in seconds since 1970."""
+
+    id: str
+    uri: str
+    revision: str
+    until: float
+    reason: str
+    objects: int
 
 
 class ErrorView(View):

@@ -15,6 +15,7 @@ import os
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final
 
 from agent.cache.fill import Filler
@@ -134,6 +135,16 @@ class Mounted:
         for number in list(self._handles):
             self._released(number)
 
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """The keys of the objects that the mount shows."""
+        return frozenset(entry.ref.key for entry in self.dataset.entries)
+
+    def leased(self) -> set[str]:
+        """The keys of the objects that may be open passthrough since before this agent's life (loop)."""
+        entries = (self._operations.file(nodeid).entry for nodeid in self._passthrough.unsure)
+        return {entry.ref.key for entry in entries if entry is not None}
+
     def submit(self, job: Callable[[], None]) -> None:
         self._services.pool.submit(job)
 
@@ -147,6 +158,7 @@ class Mounted:
             number = wire.decode_fh(request.buffer, header)
             request.answer()
             self.loop.call_soon_threadsafe(self._released, number)
+            self.loop.call_soon_threadsafe(self._passthrough.told, header.nodeid)
         elif opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
             self._forget(request, header)
         elif opcode == Opcode.INTERRUPT:
@@ -179,12 +191,14 @@ class Mounted:
             self.loop.call_soon_threadsafe(self._miss, request, number, handle, extent)
             return
         try:
-            request.answer(read_present(cached, extent, self.buffers))
+            data = read_present(cached, extent, self.buffers)
         except OSError as error:
-            log.error("%s: cannot read the store: %s", self.name, error.strerror)
-            raise Refused(errno.EIO) from error
+            log.error("%s: cannot read %s: %s", self.name, cached.path, error.strerror)
+            self.loop.call_soon_threadsafe(self._unreadable, request, number, handle, extent)
+            return
         finally:
             cached.end_read(extent)
+        request.answer(data)
         self.metrics.reads_hit.inc()
         self.metrics.read_bytes_store.inc(extent.length)
         self.tally.from_store(extent.length)
@@ -202,6 +216,15 @@ class Mounted:
         self._waiting.add(read)
         self._services.filler.read(handle.cached, read)
         self._note(handle, extent)
+
+    def _unreadable(self, request: Request, number: int, handle: Handle, extent: Extent) -> None:
+        """(loop) The disk does not give what is present: it is had from elsewhere."""
+        self.lost(handle.cached, extent)
+        self._miss(request, number, handle, extent)
+
+    def lost(self, cached: CachedObject, extent: Extent) -> None:
+        """The disk does not give an extent that is present (loop)."""
+        self._services.store.lost(cached, cached.chunks(extent))
 
     def wait_again(self, read: PendingRead) -> None:
         """A read needs bytes beyond those that it waited for (loop)."""
@@ -275,6 +298,8 @@ class Mounted:
         except BaseException:
             self._services.store.release(cached)
             raise
+        cached.use()
+        self._passthrough.told(header.nodeid)
         self._handles[number] = Handle(cached)
         if not request.answer(payload):
             self._released(number)
@@ -304,6 +329,7 @@ class Mounted:
         handle = self._handles.pop(number, None)
         if handle is not None:
             self._services.filler.disown(handle)
+            handle.cached.use()
             self._services.store.release(handle.cached)
 
     def _forget(self, request: Request, header: Header) -> None:

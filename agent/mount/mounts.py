@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Set
 from dataclasses import replace
 from typing import Protocol
 
@@ -143,6 +143,14 @@ class Mounts:
 
     def listing(self) -> list[Mounted | Promoted]:
         return [*self._mounts.values(), *self._promotion.listing()]
+
+    def mounted(self) -> Set[str]:
+        """The keys of the objects that mounts show."""
+        return set().union(*(mounted.keys for mounted in self._mounts.values()))
+
+    def leased(self) -> Set[str]:
+        """The keys of the objects that may be open passthrough since before this agent's life."""
+        return set().union(*(mounted.leased() for mounted in self._mounts.values()))
 
     def record(self, name: str) -> MountRecord:
         """What a mount is. Raises HolderError where it has gone meanwhile."""

@@ -36,6 +36,7 @@ class Passthrough:
         """`known` are the backing ids that the holder has for nodeids of this mount."""
         self.generations = _generations(known)
         self.backing = dict(known)
+        self.unsure = set(known)  # those that a predecessor may have left open
         self._mount = mount
         self._holder = holder
         self._loop = loop
@@ -94,6 +95,10 @@ class Passthrough:
     async def _ask(self, nodeid: int, cached: CachedObject) -> None:
         self.backing[nodeid] = await asyncio.to_thread(self._ask_holder, nodeid, cached)
 
+    def told(self, nodeid: int) -> None:
+        """The nodeid was opened or released: from here on its handles are known."""
+        self.unsure.discard(nodeid)
+
     def looked_up(self, nodeid: int) -> None:
         """The kernel is about to learn this nodeid (FUSE threads)."""
         if split(nodeid)[1] % 2:
@@ -136,6 +141,8 @@ class Passthrough:
             known_again = nodeid in self._lookups
         if nodeid in self._asking:
             return  # somebody is about to open it; the kernel forgets it again after that
+        if not known_again:
+            self.unsure.discard(nodeid)
         if not known_again and self.backing.pop(nodeid, None) is not None:
             closing = self._loop.run_in_executor(None, self._tell_closed, nodeid)
             self._closing[nodeid] = closing

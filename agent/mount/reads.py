@@ -7,17 +7,20 @@ the whole extent, else through the file, which the page cache still has.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from agent.cache.objects import CachedObject
 from agent.content import Extent
-from agent.errors import HeadraceError, StoreFailed
+from agent.errors import HeadraceError
 from agent.metrics import Metrics
 from agent.mount.channel import Request
 from agent.mount.errnos import to_errno
 from agent.mount.tally import Tally
+
+log = logging.getLogger(__name__)
 
 MAX_READ = 1024 * 1024  # max_pages of INIT in bytes: no READ asks for more
 
@@ -42,6 +45,7 @@ class Desk(Protocol):
     def tally(self) -> Tally: ...
     def submit(self, job: Callable[[], None]) -> None: ...
     def wait_again(self, read: PendingRead) -> None: ...
+    def lost(self, cached: CachedObject, extent: Extent) -> None: ...
     def answered(self, read: PendingRead) -> None: ...
 
 
@@ -87,11 +91,17 @@ class PendingRead:
         try:
             data = read_present(self.cached, self.extent, self._desk.buffers)
         except OSError as error:
-            self._refuse(StoreFailed(f"cannot read {self.cached.path}: {error.strerror}"))
+            log.error("cannot read %s: %s", self.cached.path, error.strerror)
+            self._desk.loop.call_soon_threadsafe(self._lost)
             return
         finally:
             self.cached.end_read(self.extent)
         self._answer(data)
+
+    def _lost(self) -> None:
+        """(loop) The disk does not give what has just been there: it is had from elsewhere."""
+        self._desk.lost(self.cached, self.extent)
+        self._desk.wait_again(self)
 
     def _answer(self, data: memoryview) -> None:
         self._request.answer(data)

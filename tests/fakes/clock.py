@@ -21,6 +21,7 @@ class ManualClock:
 
     def __init__(self) -> None:
         self._now = 1000.0
+        self._wrong = 0.0
         self._order = itertools.count()
         self._timers: list[tuple[float, int, ManualTimer]] = []
         self._sleeps: asyncio.Queue[float] = asyncio.Queue()
@@ -29,7 +30,11 @@ class ManualClock:
         return self._now
 
     def time(self) -> float:
-        return 1_700_000_000.0 + self._now
+        return 1_700_000_000.0 + self._now + self._wrong
+
+    def shift(self, seconds: float) -> None:
+        """Set the wall clock forward, or back; no time passes."""
+        self._wrong += seconds
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> ManualTimer:
         timer = ManualTimer(callback)

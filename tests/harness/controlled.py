@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from agent.control.views import DatasetView, MountRequest, MountView, ObjectView, StatusView, UnmappedView
-from agent.errors import HeadraceError, ObjectMissing
+from agent.control.views import (
+    DatasetView,
+    MountRequest,
+    MountView,
+    ObjectView,
+    PinRequest,
+    PinView,
+    StatusView,
+    UnmappedView,
+)
+from agent.errors import BadRequest, HeadraceError, ObjectMissing
 
 DATASET = DatasetView(
     uri="s3://models/x",
@@ -25,6 +34,7 @@ class InMemoryAgent:
     def __init__(self) -> None:
         self.failure: BaseException | None = None
         self.known: dict[str, MountView] = {}
+        self.pinned: dict[str, PinView] = {}
         self.requests: list[MountRequest] = []
 
     async def status(self) -> StatusView:
@@ -56,6 +66,26 @@ class InMemoryAgent:
 
     def mounts(self) -> Sequence[MountView]:
         return list(self.known.values())
+
+    async def pin(self, request: PinRequest) -> PinView:
+        self._fail()
+        view = PinView(
+            id=f"p{len(self.pinned)}",
+            uri=DATASET.uri,
+            revision=request.revision,
+            until=request.until,
+            reason=request.reason,
+            objects=5,
+        )
+        self.pinned[view.id] = view
+        return view
+
+    async def unpin(self, pin: str) -> None:
+        if self.pinned.pop(pin, None) is None:
+            raise BadRequest(f"there is no pin {pin!r}")
+
+    def pins(self) -> Sequence[PinView]:
+        return list(self.pinned.values())
 
     def counters(self) -> dict[str, float]:
         return {"headrace_mounts": 1.0}
