@@ -51,6 +51,7 @@ class Metrics:
         self._declare_state()
         self._declare_eviction()
         self._declare_mounts()
+        self._declare_peers()
         text = "Which build of Headrace this is; always 1."
         self._note("headrace_build_info", "gauge", {"version": ()}, text)
         Info("headrace_build", text, registry=self.registry).info({"version": build or build_version()})
@@ -161,6 +162,26 @@ class Metrics:
         self.opens_passthrough = opens.labels("passthrough")
         self.fuse_requests = self._counter(
             "headrace_fuse_requests_total", "FUSE requests by their opcode's name.", {"opcode": ()}
+        )
+
+    def _declare_peers(self) -> None:
+        exchanged = self._counter(
+            "headrace_peer_bytes_total",
+            "Bytes exchanged with peers: `received` and right, or `sent`.",
+            {"direction": ("received", "sent")},
+        )
+        self.peer_bytes_received = exchanged.labels("received")
+        self.peer_bytes_sent = exchanged.labels("sent")
+        reasons = ("absent", "silent", "slow", "wrong")
+        failures = self._counter(
+            "headrace_peer_failures_total",
+            "Times that a peer did not bring what was asked of it: it was `silent` or gone, the bytes were "
+            "`absent` there, it was too `slow`, or what it sent was `wrong`.",
+            {"reason": reasons},
+        )
+        self.peer_failures = {reason: failures.labels(reason) for reason in reasons}
+        self.peer_refusals = self._plain_counter(
+            "headrace_peer_refusals_total", "Requests at the peers' port that showed no good token."
         )
 
     def fuse_request(self, opcode: str) -> Counter:

@@ -19,12 +19,11 @@ from agent.peers.protocol import (
     range_header,
 )
 from agent.peers.token import Bound, Tokens, body_digest
-from agent.settings import split_listen
 from agent.source import Sink
 from agent.transfer.engine import Engine
 from agent.transfer.request import Endpoint, RangedGet
 
-STALL_TIMEOUT = 2.0  # seconds that a peer may be silent while it sends bytes: the origin is never far
+STALL_TIMEOUT = 4.0  # seconds, of which three are waited: a parent may itself wait for the first byte
 LONGEST_ANSWER = 4 << 20  # bytes of a call's answer
 CONNECTIONS_PER_PEER = 4  # of calls; bytes have the engine's own
 
@@ -54,7 +53,7 @@ class ExchangeClient:
         target = object_target(ref)
         extent = Extent(sink.position, sink.end - sink.position)
         get = RangedGet(
-            endpoint=Endpoint("http", *split_listen(peer.address)),
+            endpoint=_endpoint(peer.address),
             target=target,
             headers={
                 "Host": peer.address,
@@ -91,6 +90,11 @@ class ExchangeClient:
             raise PeerSilent(f"{peer.name} did not answer {name} within {within:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise PeerSilent(f"{peer.name} cannot be asked: {type(error).__name__}") from error
+
+
+def _endpoint(address: str) -> Endpoint:
+    host, _, port = address.rpartition(":")
+    return Endpoint("http", host.strip("[]"), int(port))
 
 
 async def _read(answer: aiohttp.ClientResponse, peer: Peer) -> bytes:

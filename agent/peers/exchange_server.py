@@ -13,6 +13,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -22,7 +23,7 @@ from agent.cache.store import Store
 from agent.clock import Clock, timeout
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest, ConfigError, StoreError
-from agent.peers.counts import PeerCounts
+from agent.metrics import Metrics
 from agent.peers.discovery import joined
 from agent.peers.gate import BACKLOG, Gate
 from agent.peers.outgoing import NotHere, Outgoing, here
@@ -37,6 +38,21 @@ LONGEST_BODY = 1 << 20  # bytes; larger batches are sent in several
 STREAMS = 256  # answers under way at once; each has a descriptor and no buffer
 SHUTDOWN = 2.0  # seconds that answers under way may still take
 REFUSALS_LOGGED = 10  # a minute; a flood must not fill the log
+
+
+class Helper(Protocol):
+    """What the agent does for a peer beside sending what is there."""
+
+    def bring(self, cached: CachedObject, extent: Extent, owner: object) -> None:
+        """Begin to fetch the first chunk of an extent for `owner`, where this agent is its peers' parent."""
+
+    def disown(self, owner: object) -> None:
+        """The peer has its bytes, or has gone."""
+
+    async def vouch(self, cached: CachedObject, extent: Extent) -> None:
+        """See to it that the digests of what is there are known."""
+
+
 Call = Callable[[str, bytes], Awaitable[bytes]]
 
 
@@ -48,16 +64,18 @@ class Exchange:
         store: Store,
         tokens: Tokens,
         clock: Clock,
-        counts: PeerCounts,
+        metrics: Metrics,
         calls: Mapping[str, Call],
+        helper: Helper | None = None,
     ) -> None:
         """`calls` are answered to `POST /peer/v1/<name>`: given the sender's name and the body, which may be
         wrong in any way (BadRequest is 400)."""
         self._store = store
         self._tokens = tokens
         self._clock = clock
-        self._counts = counts
+        self._metrics = metrics
         self._calls = calls
+        self._helper = helper
         self._gate = Gate(clock)
         self._outgoing = Outgoing(clock)
         self._streams = 0
@@ -104,7 +122,7 @@ class Exchange:
                 sender = self._tokens.check(request.headers.get("Authorization"), _reached(request), bound)
             except TokenRefused as refusal:
                 self._refusals.log(request.remote or "somebody", refusal)
-                self._counts.refusals.inc()
+                self._metrics.peer_refusals.inc()
                 return _closing(web.Response(status=401, headers={"WWW-Authenticate": "Headrace"}))
             request[SENDER] = sender
             transport = request.transport
@@ -138,11 +156,18 @@ class Exchange:
         cached = await self._acquired(ref)
         if cached is None:
             return web.Response(status=404)
+        owner = object()
         try:
+            if self._helper is not None and not here(cached, extent):
+                self._helper.bring(cached, extent, owner)
             if not here(cached, extent):
                 return web.Response(status=404)
+            if self._helper is not None:
+                await self._helper.vouch(cached, extent)
             return await self._stream(request, cached, extent)
         finally:
+            if self._helper is not None:
+                self._helper.disown(owner)
             self._store.release(cached)
 
     async def _stream(self, request: web.Request, cached: CachedObject, extent: Extent) -> web.StreamResponse:
@@ -159,7 +184,7 @@ class Exchange:
             sent = await self._outgoing.send(transport, cached, extent)
         except (OSError, TimeoutError, NotHere) as error:
             log.debug("bytes of %s for %s broke off: %s", cached.ref.uri, request[SENDER], error)
-        self._counts.bytes_sent.inc(sent)
+        self._metrics.peer_bytes_sent.inc(sent)
         if sent < extent.length:
             transport.abort()  # the peer knows by the length that bytes are missing
         await response.write_eof()

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Protocol
 
+from agent.cache.whole import Stating
 from agent.clock import Clock, timeout
 from agent.content import Extent, ObjectRef
 from agent.errors import (
@@ -27,12 +28,13 @@ from agent.errors import (
     StoreError,
     VersionChanged,
 )
-from agent.peers.counts import PeerCounts
+from agent.metrics import Metrics
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
+from agent.peers.messages import Reason
 from agent.peers.units import CheckedSink, MakingSink, Rest, UnitUnknown, UnitWrong
-from agent.source import Budget, ChunkSource, Sink
+from agent.source import Budget, Checksum, Sink
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +63,8 @@ class Guide(Protocol):
     def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
         """The bytes are here, from a peer or from the origin (None)."""
 
-    def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: str) -> None:
-        """A parent did not bring the bytes (the reasons are those of agent/peers/counts.py)."""
+    def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: Reason) -> None:
+        """A parent did not bring the bytes (the reasons are those of agent/metrics.py)."""
 
 
 class PeerSource:
@@ -70,23 +72,27 @@ class PeerSource:
 
     def __init__(
         self,
-        origin: ChunkSource,
+        origin: Stating,
         guide: Guide,
         client: ExchangeClient,
         liveness: Liveness,
         clock: Clock,
-        counts: PeerCounts,
+        metrics: Metrics,
     ) -> None:
         self._origin = origin
         self._guide = guide
         self._client = client
         self._liveness = liveness
         self._clock = clock
-        self._counts = counts
+        self._metrics = metrics
         self._rests: OrderedDict[tuple[str, int], Rest] = OrderedDict()
 
     def budget(self, ref: ObjectRef) -> Budget:
         return self._origin.budget(ref)
+
+    async def checksum(self, ref: ObjectRef) -> Checksum | None:
+        """What the origin states of the object."""
+        return await self._origin.checksum(ref)
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
         """As the seam says; only the origin's errors and the store's are raised."""
@@ -97,21 +103,26 @@ class PeerSource:
             await self._from_origin(ref, sink)
 
     async def _from_peers(self, ref: ObjectRef, sink: Sink) -> None:
-        give_up = self._clock.monotonic() + PEERS_WITHIN
+        patience = (
+            self._origin.budget(ref).deadline / 4
+        )  # three parents leave the origin a quarter
+        give_up = self._clock.monotonic() + min(PEERS_WITHIN, 2 * patience)
         parents = await self._guide.parents(ref, _left(sink))
         for peer in [one for one in parents if self._liveness.usable(one.name)][:PARENTS]:
             before = sink.position
-            error = await self._from_peer(peer, ref, sink)
+            error = await self._from_peer(peer, ref, sink, min(UNIT_WITHIN, patience))
             late = sink.position == before and self._clock.monotonic() >= give_up
             if error is None or isinstance(error, UnitUnknown) or late:
                 return
 
-    async def _from_peer(self, peer: Peer, ref: ObjectRef, sink: Sink) -> HeadraceError | TimeoutError | None:
+    async def _from_peer(
+        self, peer: Peer, ref: ObjectRef, sink: Sink, within: float
+    ) -> HeadraceError | TimeoutError | None:
         """Why the peer did not bring all that was missing; None where it did."""
         wanted = _left(sink)
         error: HeadraceError | TimeoutError | None = None
         try:
-            await self._receive(peer, ref, sink)
+            await self._receive(peer, ref, sink, within)
         except StoreError:
             raise
         except (HeadraceError, TimeoutError) as failure:
@@ -120,10 +131,11 @@ class PeerSource:
         else:
             self._liveness.answered(peer.name)
             self._guide.brought(ref, wanted, peer)
-        self._counts.bytes_received.inc(sink.position - wanted.offset)
+        self._metrics.peer_bytes_received.inc(sink.position - wanted.offset)
         return error
 
-    async def _receive(self, peer: Peer, ref: ObjectRef, sink: Sink) -> None:
+    async def _receive(self, peer: Peer, ref: ObjectRef, sink: Sink, within: float) -> None:
+        """Raises TimeoutError where a unit takes longer than `within` seconds."""
         loop = asyncio.get_running_loop()
         expected = functools.partial(self._expected, loop, ref)
         checked = CheckedSink(sink, ref.size, expected)
@@ -131,17 +143,17 @@ class PeerSource:
         try:
             while not receiving.done():
                 before = sink.position
-                await self._wait(receiving)
+                await self._wait(receiving, within)
                 if not receiving.done() and sink.position == before:
-                    raise TimeoutError(f"no unit within {UNIT_WITHIN:g} s")
+                    raise TimeoutError(f"no unit within {within:g} s")
             receiving.result()
         finally:
             await _over(receiving)
 
-    async def _wait(self, receiving: asyncio.Future[None]) -> None:
+    async def _wait(self, receiving: asyncio.Future[None], within: float) -> None:
         """Wait for the end, or for as long as one unit may take."""
         try:
-            async with timeout(self._clock, UNIT_WITHIN):
+            async with timeout(self._clock, within):
                 await asyncio.wait([receiving])
         except TimeoutError:
             pass
@@ -159,7 +171,7 @@ class PeerSource:
         self, peer: Peer, ref: ObjectRef, missing: Extent, error: HeadraceError | TimeoutError
     ) -> None:
         reason = _reason(error)
-        self._counts.failures[reason].inc()
+        self._metrics.peer_failures[reason].inc()
         self._guide.failed(ref, missing, peer, reason)
         if isinstance(error, UnitWrong):
             rest = self._liveness.lied(peer.name)
@@ -195,7 +207,7 @@ def _left(sink: Sink) -> Extent:
     return Extent(sink.position, sink.end - sink.position)
 
 
-def _reason(error: HeadraceError | TimeoutError) -> str:
+def _reason(error: HeadraceError | TimeoutError) -> Reason:
     if isinstance(error, (ObjectMissing, UnitUnknown)):
         return "absent"
     if isinstance(error, TimeoutError):

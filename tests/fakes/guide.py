@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from agent.content import Extent, ObjectRef
 from agent.peers.member import Peer
+from agent.peers.messages import Reason
 from agent.peers.units import UNIT, unit_digest
 
 
@@ -17,7 +18,7 @@ class MemoryGuide:
         self.parents_now: Sequence[Peer] = parents
         self.known: dict[tuple[str, int], bytes] = {}
         self.told: list[tuple[str, Extent, Peer | None]] = []
-        self.blamed: list[tuple[Peer, str]] = []
+        self.blamed: list[tuple[Peer, Reason]] = []
         self._more = asyncio.Event()
 
     def know(self, ref: ObjectRef, data: bytes) -> None:
@@ -41,5 +42,5 @@ class MemoryGuide:
     def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
         self.told.append((ref.key, extent, peer))
 
-    def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: str) -> None:
+    def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: Reason) -> None:
         self.blamed.append((peer, reason))

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from prometheus_client import CollectorRegistry
 
 from agent.cache.directory import StoreLimits
 from agent.cache.objects import CachedObject
 from agent.cache.store import Store
 from agent.clock import SystemClock
 from agent.content import ObjectRef
-from agent.peers.counts import PeerCounts
+from agent.metrics import Metrics
 from agent.peers.exchange_server import Call, Exchange
 from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
@@ -46,7 +45,7 @@ class Served:
     store: Store
     exchange: Exchange
     tokens: Tokens
-    counts: PeerCounts
+    metrics: Metrics
     address: str
     port: int
 
@@ -79,10 +78,10 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             (port,) = free_ports(1)
             address = f"127.0.0.1:{port}"
             tokens = Tokens(Secrets(secret_file(tmp_path), clock), clock, address)
-            counts = PeerCounts(CollectorRegistry())
-            exchange = Exchange(store, tokens, clock, counts, calls or {})
+            metrics = Metrics()
+            exchange = Exchange(store, tokens, clock, metrics, calls or {})
             await exchange.start(("127.0.0.1", port))
             stack.push_async_callback(exchange.close)
-            return Served(store, exchange, tokens, counts, address, port)
+            return Served(store, exchange, tokens, metrics, address, port)
 
         yield start

@@ -249,7 +249,7 @@ async def test_a_request_without_a_good_token_is_401_logged_and_nothing_is_read(
     assert (found.status, found.body, found.closed) == (401, b"", True)
     assert [r.levelname for r in caplog.records if "from 127.0.0.1" in r.getMessage()] == ["WARNING"]
     assert headers.get("Authorization", "none there") not in caplog.text
-    assert served.counts.refusals._value.get() == 1
+    assert served.metrics.peer_refusals._value.get() == 1
     await wire.close()
 
 

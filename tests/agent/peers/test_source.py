@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from agent.clock import SystemClock
 from agent.content import Extent, ObjectRef
 from agent.errors import OriginUnavailable, StoreFull
+from agent.metrics import Metrics
 from agent.peers import source as source_module
-from agent.peers.counts import PeerCounts
 from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
@@ -39,16 +38,23 @@ DATA = random_bytes(SIZE)
 FIRST = Extent(0, CHUNK)
 
 
+class StatingSource(MemorySource):
+    """An origin in memory that states nothing of its objects."""
+
+    async def checksum(self, ref: ObjectRef) -> None:
+        return None
+
+
 @dataclass
 class Asking:
     """One agent that asks: its source, and what is behind it."""
 
     source: PeerSource
-    origin: MemorySource
+    origin: StatingSource
     guide: MemoryGuide
     client: ExchangeClient
     liveness: Liveness
-    counts: PeerCounts
+    metrics: Metrics
 
     async def read(self, extent: Extent = FIRST) -> bytes:
         sink = MemorySink(extent.offset, extent.end)
@@ -57,7 +63,7 @@ class Asking:
         return bytes(sink.data)
 
     def counted(self, reason: str) -> float:
-        return float(self.counts.failures[reason]._value.get())
+        return float(self.metrics.peer_failures[reason]._value.get())
 
     @property
     def from_origin(self) -> int:
@@ -72,10 +78,10 @@ async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
         stack.push_async_callback(engine.close)
         client = ExchangeClient(Tokens(Secrets(secret_file(tmp_path), clock), clock, "asking"), engine)
         stack.push_async_callback(client.close)
-        origin, guide, liveness = MemorySource({REF.uri: DATA}), MemoryGuide(), Liveness(clock)
-        counts = PeerCounts(CollectorRegistry())
-        source = PeerSource(origin, guide, client, liveness, clock, counts)
-        yield Asking(source, origin, guide, client, liveness, counts)
+        origin, guide, liveness = StatingSource({REF.uri: DATA}), MemoryGuide(), Liveness(clock)
+        metrics = Metrics()
+        source = PeerSource(origin, guide, client, liveness, clock, metrics)
+        yield Asking(source, origin, guide, client, liveness, metrics)
 
 
 def peer(port: int) -> Peer:
@@ -281,12 +287,12 @@ async def test_bytes_that_a_peer_still_receives_arrive_by_way_of_it(asking: Aski
     cached = await served.store.acquire(REF)
     landing = cached.landings[0] = Landing(cached.fd, cached.extent(0))
     asking.guide.parents_now = [peer(served.port)]
-    first_origin, gate = MemorySource({REF.uri: DATA}), Gate()
+    first_origin, gate = StatingSource({REF.uri: DATA}), Gate()
     first_origin.script(UNIT + 10, gate)
     first_guide = MemoryGuide()
     first_guide.made = asking.guide.made  # type: ignore[method-assign]
     head_source = PeerSource(
-        first_origin, first_guide, asking.client, asking.liveness, SystemClock(), asking.counts
+        first_origin, first_guide, asking.client, asking.liveness, SystemClock(), asking.metrics
     )
     filling = asyncio.ensure_future(head_source.fetch(REF, landing))
     sink = MemorySink(0, CHUNK)

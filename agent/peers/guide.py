@@ -1,0 +1,282 @@
+"""Whom to ask for a chunk, as the tracker has it: the `Guide` of agent/peers/source.py.
+
+Who is the tracker follows from the peers that are usable now; where that is this agent itself it is asked
+without a request. Routes are kept per span and asked for again when a parent failed or the tracker says so.
+A reader waits `ASK_WITHIN` for them, then goes to the origin; the asking goes on for those who come later. An
+agent without peers asks nobody. The tracker's state is soft: what this agent has and stands for is announced
+under a lease, to a new tracker all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from agent.cache.objects import CachedObject
+from agent.clock import Clock, timeout
+from agent.content import Extent, ObjectRef
+from agent.errors import BadRequest
+from agent.peers.courses import Book, Course, Courses
+from agent.peers.discovery import Discovery
+from agent.peers.exchange_client import ExchangeClient, PeerSilent
+from agent.peers.liveness import Liveness
+from agent.peers.member import Peer
+from agent.peers.messages import Reason, SpanId
+from agent.peers.placement import tracker_of
+from agent.peers.tracking import Tracking
+from agent.peers.units import UNIT, unit_digest, unit_end
+from agent.peers.wire import CALL, Batch, Reply, parse_reply, peer_of, place_as, place_of, span_of, units_of
+
+log = logging.getLogger(__name__)
+
+ASK_WITHIN = 0.25  # seconds that a reader waits for its routes: gathering takes 0.03 of them
+CALL_WITHIN = 2.0  # seconds for a call that no reader waits for
+ASKS = 8  # times that a place is asked for in a row
+TELL_AFTER = 0.02  # seconds in which what there is to tell gathers
+ANNOUNCE_EVERY = 2.0  # seconds; a third of the tracker's lease
+
+
+class RelayGuide:
+    """This agent as a member of relays. Made and used on one loop."""
+
+    def __init__(
+        self,
+        own: Peer,
+        discovery: Discovery,
+        liveness: Liveness,
+        client: ExchangeClient,
+        tracking: Tracking,
+        courses: Courses,
+        clock: Clock,
+    ) -> None:
+        self._own = own
+        self._discovery = discovery
+        self._liveness = liveness
+        self._client = client
+        self._tracking = tracking
+        self._courses = courses
+        self._clock = clock
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._telling = False
+        self._closing = False
+
+    def start(self) -> None:
+        """Begin to announce."""
+        self._spawn(self._keep_announcing())
+
+    async def close(self) -> None:
+        """End all that goes on."""
+        self._closing = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def takes_part(self, ref: ObjectRef) -> bool:
+        """Whether this agent fetches an object as a member: then it fetches a chunk for its children too."""
+        return self._courses.takes_part(ref.key)
+
+    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer]:
+        self._courses.book(ref)
+        if self._closing or not self._discovery.peers():
+            return ()
+        course, chunk = self._courses.at(ref, extent)
+        if course.routes is None:
+            await self._await_routes(course)
+        routes = course.routes or ()
+        names = routes[chunk] if chunk < len(routes) else ()
+        return [peer_of(name) for name in names if name != self._own.name and self._liveness.usable(name)]
+
+    async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
+        book = self._courses.book(ref)
+        book.waiting += 1
+        try:
+            while unit not in book.units:
+                if book.polling is None:
+                    book.polling = self._spawn(self._poll(ref.key, book))
+                await book.changed.wait()
+        finally:
+            book.waiting -= 1
+        return book.units[unit]
+
+    def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
+        book = self._courses.book(ref)
+        book.learn({unit: digest})
+        self._courses.outbox(book.group).made[ref.key, unit] = digest
+        self._tell_soon()
+
+    def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
+        course, chunk = self._courses.at(ref, extent)
+        course.has |= 1 << chunk
+        done = self._courses.outbox(course.group).done
+        done[course.span] = done.get(course.span, 0) | 1 << chunk
+        self._tell_soon()
+
+    def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: Reason) -> None:
+        course, chunk = self._courses.at(ref, extent)
+        self._courses.outbox(course.group).failed.append((course.span, chunk, peer.name, reason))
+        if reason != "absent":
+            course.without.add(peer.name)
+            course.routes = None
+        self._tell_soon()
+
+    async def vouch(self, cached: CachedObject, extent: Extent) -> None:
+        """Tell the digests of units that are here, and that nobody may have told: they are read for that."""
+        book = self._courses.book(cached.ref)
+        first = extent.offset - extent.offset % UNIT
+        for offset in range(first, extent.end, UNIT):
+            end = unit_end(offset, cached.ref.size)
+            whole = Extent(offset, end - offset)
+            if offset // UNIT not in book.units and cached.begin_read(whole):
+                try:
+                    digest = await asyncio.to_thread(_digest_of, cached.fd, whole)
+                finally:
+                    cached.end_read(whole)
+                self.made(cached.ref, offset // UNIT, digest)
+
+    def _tracker(self, group: str) -> Peer:
+        usable = [peer for peer in self._discovery.peers() if self._liveness.usable(peer.name)]
+        found = tracker_of(group, [self._own, *usable])
+        assert found is not None
+        return found
+
+    async def _await_routes(self, course: Course) -> None:
+        if course.asking is None:
+            course.asking = self._spawn(self._ask(course))
+        with contextlib.suppress(TimeoutError):
+            async with timeout(self._clock, ASK_WITHIN):
+                await asyncio.wait([course.asking])
+
+    async def _ask(self, course: Course) -> None:
+        try:
+            for _ in range(ASKS):
+                without = [name for name in sorted(course.without) if not self._liveness.usable(name)][:64]
+                course.without = set(without)
+                batch = Batch(zone=self._own.zone, asks=[(course.span, course.count, without)])
+                reply = await self._say(self._tracker(course.group), batch)
+                if reply is None:
+                    return
+                answer = reply.answers[0]
+                course.place = place_of(answer.place)
+                course.routes = tuple(tuple(route) for route in answer.routes)
+                if not answer.wait:
+                    return
+                course.routes = None
+                await self._clock.sleep(answer.wait)
+        except BadRequest as error:
+            log.warning("the tracker's answer is of no use: %s", error)
+        finally:
+            course.asking = None
+
+    async def _say(self, tracker: Peer, batch: Batch) -> Reply | None:
+        """The tracker's reply; None where there is none, which leaves that peer out for a while."""
+        try:
+            if tracker.name == self._own.name:
+                return self._tracking.answer(self._own.name, batch)
+            body = batch.model_dump_json().encode()
+            return parse_reply(await self._client.call(tracker, CALL, body, CALL_WITHIN), batch)
+        except (PeerSilent, BadRequest) as error:
+            rest = self._liveness.failed(tracker.name)
+            log.warning("tracker %s is left out for %.0f s: %s", tracker.name, rest, error)
+            return None
+
+    async def _poll(self, key: str, book: Book) -> None:
+        """Ask for digests for as long as somebody waits for one."""
+        try:
+            while book.waiting:
+                tracker = self._tracker(book.group)
+                after = book.upto if book.tracker == tracker.name else 0
+                reply = await self._say(tracker, Batch(zone=self._own.zone, digests=[(key, after)]))
+                pace = ANNOUNCE_EVERY
+                if reply is not None:
+                    found = reply.digests[0]
+                    book.upto, book.tracker, pace = found.upto, tracker.name, found.pace
+                    book.learn(units_of(found.units))
+                await self._clock.sleep(pace)
+        finally:
+            book.polling = None
+
+    def _tell_soon(self) -> None:
+        if not self._telling and not self._closing:
+            self._telling = True
+            self._spawn(self._tell())
+
+    async def _tell(self) -> None:
+        await self._clock.sleep(TELL_AFTER)
+        self._telling = False
+        for group, outbox in self._courses.full_outboxes():
+            done: list[tuple[tuple[str, int], int]] = list(outbox.done.items())
+            failed: list[tuple[tuple[str, int], int, str, Reason]] = list(outbox.failed[:1024])
+            outbox.failed, outbox.done = [], {}
+            released: list[tuple[str, int]] = list(outbox.released[:4096])
+            del outbox.released[:4096]
+            batch = Batch(
+                zone=self._own.zone, done=done, failed=failed, released=released, made=outbox.take_made()
+            )
+            tracker = self._tracker(group)
+            if await self._say(tracker, batch) is None:
+                self._forget_told(tracker.name)
+        if self._courses.full_outboxes():
+            self._tell_soon()
+
+    def _forget_told(self, tracker: str) -> None:
+        for course in self._courses:
+            if course.told == tracker:
+                course.told = ""
+
+    async def _keep_announcing(self) -> None:
+        while True:
+            by_tracker: dict[str, tuple[Peer, list[Course]]] = {}
+            for course in self._courses if self._discovery.peers() else ():
+                tracker = self._tracker(course.group)
+                by_tracker.setdefault(tracker.name, (tracker, []))[1].append(course)
+            for tracker, courses in by_tracker.values():
+                await self._announce(tracker, courses)
+            if self._courses.trim():
+                self._tell_soon()
+            await self._clock.sleep(ANNOUNCE_EVERY)
+
+    async def _announce(self, tracker: Peer, courses: list[Course]) -> None:
+        new = [course for course in courses if course.told != tracker.name]
+        batch = Batch(
+            zone=self._own.zone,
+            announce=[(course.span, course.has, place_as(course.place)) for course in new[:4096]],
+        )
+        reply = await self._say(tracker, batch)
+        if reply is None or reply.renewal is None:
+            return
+        for course in new[:4096]:
+            course.told = tracker.name
+        if reply.renewal.unknown:
+            for course in courses:
+                course.told = ""
+        self._give_digests({course.span.key for course in new})
+        for span in reply.renewal.again:
+            self._ask_again(span_of(span))
+
+    def _give_digests(self, keys: set[str]) -> None:
+        """A tracker that is new to these objects is told all digests that are known here."""
+        for key, book in self._courses.books():
+            if key in keys and book.units:
+                made = self._courses.outbox(book.group).made
+                made.update(((key, unit), digest) for unit, digest in book.units.items())
+                self._tell_soon()
+
+    def _ask_again(self, span: SpanId) -> None:
+        course = self._courses.get(span)
+        if course is not None and course.asking is None:
+            course.asking = self._spawn(self._ask(course))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _digest_of(fd: int, extent: Extent) -> bytes:
+    return unit_digest(os.pread(fd, extent.length, extent.offset))

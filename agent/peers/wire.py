@@ -1,0 +1,153 @@
+"""The body of `POST /peer/v1/track`, and its answer: JSON, many messages in one.
+
+Everything that an agent has to say to one tracker goes in one batch. What comes from a peer is checked in
+every number and length before anything is done with it; whatever is wrong is BadRequest here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from agent.errors import BadRequest
+from agent.peers.member import Peer
+from agent.peers.messages import ALL, Answer, Digests, Reason, Renewal, SpanId, Standing
+from agent.peers.relay import SPAN, Place
+
+CALL = "track"
+MOST = 4096  # messages of a kind in one batch
+MOST_UNITS = 1 << 16
+
+_Key = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+_Name = Annotated[str, Field(min_length=1, max_length=256)]
+_Number = Annotated[int, Field(ge=0, lt=1 << 40)]
+_Bits = Annotated[int, Field(ge=0, le=ALL)]
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+_Span = tuple[_Key, _Number]
+_Place = tuple[_Number, _Number, _Number, _Number, _Number]
+_Units = Annotated[list[tuple[_Number, _Digest]], Field(max_length=MOST_UNITS)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class Batch(_Model):
+    """What one agent says to one tracker; `announce` None where it only asks."""
+
+    zone: Annotated[str, Field(max_length=256)] = ""
+    announce: Annotated[list[tuple[_Span, _Bits, _Place | None]], Field(max_length=MOST)] | None = None
+    whole: bool = False
+    asks: Annotated[
+        list[
+            tuple[_Span, Annotated[int, Field(ge=1, le=SPAN)], Annotated[list[_Name], Field(max_length=64)]]
+        ],
+        Field(max_length=MOST),
+    ] = []
+    done: Annotated[list[tuple[_Span, _Bits]], Field(max_length=MOST)] = []
+    released: Annotated[list[_Span], Field(max_length=MOST)] = []
+    failed: Annotated[
+        list[tuple[_Span, Annotated[int, Field(ge=0, lt=SPAN)], _Name, Reason]], Field(max_length=MOST)
+    ] = []
+    made: Annotated[list[tuple[_Key, _Units]], Field(max_length=MOST)] = []
+    digests: Annotated[list[tuple[_Key, _Number]], Field(max_length=MOST)] = []
+
+
+class _Answer(_Model):
+    wait: Annotated[float, Field(ge=0, le=60)]
+    place: _Place | None
+    routes: Annotated[list[Annotated[list[_Name], Field(max_length=16)]], Field(max_length=SPAN)]
+
+
+class _Digests(_Model):
+    upto: _Number
+    pace: Annotated[float, Field(ge=0, le=60)]
+    units: _Units
+
+
+class _Renewal(_Model):
+    lease: Annotated[float, Field(gt=0, le=3600)]
+    again: list[_Span]
+    unknown: bool
+
+
+class Reply(_Model):
+    """The tracker's answer; `answers` and `digests` in the order of what they answer."""
+
+    version: Literal[1] = 1
+    renewal: _Renewal | None = None
+    answers: list[_Answer] = []
+    digests: list[_Digests] = []
+
+
+def parse_batch(body: bytes) -> Batch:
+    """Raises BadRequest."""
+    try:
+        return Batch.model_validate_json(body)
+    except ValidationError as error:
+        raise BadRequest(f"no batch for a tracker: {error.error_count()} faults") from None
+
+
+def parse_reply(body: bytes, batch: Batch) -> Reply:
+    """The reply to a batch. Raises BadRequest where it is none."""
+    try:
+        reply = Reply.model_validate_json(body)
+    except ValidationError as error:
+        raise BadRequest(f"no answer of a tracker: {error.error_count()} faults") from None
+    if len(reply.answers) != len(batch.asks) or len(reply.digests) != len(batch.digests):
+        raise BadRequest("no answer of a tracker: it answers something else")
+    return reply
+
+
+def standing_of(has: int, place: _Place | None) -> Standing:
+    """Raises BadRequest for a place that cannot be."""
+    return Standing(has, place_of(place))
+
+
+def place_of(place: _Place | None) -> Place | None:
+    """Raises BadRequest for a place that cannot be."""
+    try:
+        return Place(*place) if place is not None else None
+    except ValueError:
+        raise BadRequest("there is no such place") from None
+
+
+def place_as(place: Place | None) -> _Place | None:
+    """A place as the wire has it."""
+    if place is None:
+        return None
+    return place.group, place.index, place.count, place.zone_start, place.zone_end
+
+
+def answer_as(answer: Answer) -> _Answer:
+    """An answer as the wire has it: peers by their names, which are their addresses."""
+    routes = [[peer.name for peer in route] for route in answer.routes]
+    return _Answer(wait=answer.wait, place=place_as(answer.place), routes=routes)
+
+
+def digests_as(found: Digests) -> _Digests:
+    """Digests as the wire has them."""
+    units = [(unit, digest.hex()) for unit, digest in found.units.items()]
+    return _Digests(upto=found.upto, pace=found.pace, units=units)
+
+
+def renewal_as(renewal: Renewal) -> _Renewal:
+    """A renewal as the wire has it."""
+    again = [(span.key, span.number) for span in renewal.again]
+    return _Renewal(lease=renewal.lease, again=again, unknown=renewal.unknown)
+
+
+def units_of(units: list[tuple[int, str]]) -> dict[int, bytes]:
+    """Units with their digests."""
+    return {unit: bytes.fromhex(digest) for unit, digest in units}
+
+
+def span_of(span: _Span) -> SpanId:
+    """A span by what the wire has of it."""
+    return SpanId(*span)
+
+
+def peer_of(name: str, zone: str = "") -> Peer:
+    """The peer of a name: found by a list or by DNS, its address is its name."""
+    return Peer(name, name, zone)
