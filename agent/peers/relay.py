@@ -8,7 +8,8 @@ For each stripe the members have one total order, and a parent always comes befo
 that leave make the order shorter and never change it, so answers given before and after cannot form a cycle.
 The members of a zone follow each other; each zone has one first member, whose parent is in the zone before.
 Within a zone a chain of up to `CHAIN` members costs (M+N-1)/M of the bound (M pieces, N nodes); above, it
-is cut into chains of equal length whose first members form a tree with two branches.
+is cut into chains of equal length; two more hang on the first members of each, one on a member, since a
+member with many children for one chunk slows that chunk down for all behind it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 SPAN = 64  # chunks: 512 MiB of 8 MiB chunks, and the bits of one word in a chunk map
 CHAIN = 50  # members; measured up to 15, and a chain is as fragile as it is long
 BRANCHES = 2
-SLOTS = 4  # children for one chunk: two branches, the chain, and one that joined later or is slow
+SLOTS = 4  # children for one chunk: the chain, a branch, another zone, and one that joined later or is slow
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -64,13 +65,16 @@ def parent_position(position: int, length: int) -> int:
     if position % each:
         return position - 1
     chain = position // each
-    return (chain - 1) // BRANCHES * each if chain else -1
+    if not chain:
+        return -1
+    above, branch = divmod(chain - 1, BRANCHES)
+    return above * each + branch
 
 
 def depth_of(length: int) -> int:
     """How many hops lie between the first and the farthest of `length` members, at most."""
     chains = -(-length // CHAIN)
-    return chains.bit_length() - 1 + -(-length // chains) - 1
+    return BRANCHES * (chains.bit_length() - 1) + -(-length // chains) - 1
 
 
 class Formation:

@@ -53,11 +53,8 @@ class Reputation:
         for name, file in self._files.items():
             for (reporter, reason), at in file.reports.items():
                 on_trial = reason == "slow" and TRIAL <= now - at < WINDOW
-                if (
-                    on_trial
-                    and self._finds_slow(reporter, now) == {name}
-                    and not self._slow_reporters(reporter, now)
-                ):
+                alone = on_trial and self._finds_slow(reporter, now) == {name}
+                if alone and not self._slow_reporters(reporter, now):
                     file.slow_until = max(file.slow_until, at + SLOW_FOR)
 
     def announced(self, name: str) -> None:

@@ -86,7 +86,9 @@ class SpanRelay:
         return bool(self._left) and member.place is not None and member.seen < max(waiting, default=0)
 
     def form(self, names: Collection[str]) -> None:
-        """Give the members without a place theirs, in one new group, in the order of `names`."""
+        """Give those of `names` without a place theirs, in one new group.
+
+        The same order each time makes the same neighbours in all spans."""
         number = max(self._groups, default=-1) + 1
         fresh = [name for name in names if self._members[name].place is None and self.settled(name)]
         for name, place in placed(number, [(name, self._members[name].zone) for name in fresh]).items():

@@ -29,6 +29,7 @@ from agent.peers.span import SpanRelay
 
 LEASE = 6.0  # seconds without a word after which a member is forgotten; it announces every 2 s
 GATHER = 0.03  # seconds: agents that are told of the same work begin within this
+GATHER_LONG = 1.0  # seconds for those who ask ahead: the last of a chain is that much behind the first
 SETTLE = 0.5  # seconds between two asks of a member that cannot have its place yet
 REBUILD = 0.5  # seconds: by then the others have seen that the tracker is another
 REQUESTS = 2000.0  # requests a second that all members together may make for digests: half a core
@@ -48,7 +49,7 @@ class Tracker:
         self._clock = clock
         self._members: dict[str, _Member] = {}
         self._spans: dict[SpanId, SpanRelay] = {}
-        self._gathering: dict[SpanId, dict[str, None]] = {}
+        self._gathering: dict[SpanId, set[str]] = {}
         self._form_at: dict[SpanId, float] = {}
         self._reputation = Reputation()
         self._books: defaultdict[str, DigestBook] = defaultdict(DigestBook)
@@ -80,9 +81,18 @@ class Tracker:
         return Renewal(LEASE, tuple(sorted(again)), unknown=not known and not whole)
 
     def ask(
-        self, peer: Peer, span: SpanId, count: int = SPAN, without: Collection[str] = frozenset()
+        self,
+        peer: Peer,
+        span: SpanId,
+        count: int = SPAN,
+        without: Collection[str] = frozenset(),
+        patience: float = 0.0,
     ) -> Answer:
-        """Join the relay of a span: the parents for its first `count` chunks, none out of `without`."""
+        """Join the relay of a span: the parents for its first `count` chunks, none out of `without`.
+
+        `patience`: seconds until the asker needs the routes. Who asks for the next span ahead of time meets
+        those behind it there, and the heads' work is shared by all; up to `GATHER_LONG` of it is used.
+        """
         self._expire()
         now = self._clock.monotonic()
         self._hear(peer).spans.add(span)
@@ -91,7 +101,7 @@ class Tracker:
         wait = self._ready_at - now
         if wait <= 0:
             self._move_if_slow(peer.name, relay, now)
-            wait = self._gather(peer.name, span, relay, now)
+            wait = self._gather(peer.name, span, relay, min(max(patience, GATHER), GATHER_LONG))
         relay.saw(peer.name)
         routes = relay.routes(peer.name, min(count, SPAN), without)
         named = tuple(tuple(self._members[name].peer for name in route) for route in routes)
@@ -171,19 +181,22 @@ class Tracker:
             return True
         return relay.awaited(name)
 
-    def _gather(self, name: str, span: SpanId, relay: SpanRelay, now: float) -> float:
+    def _gather(self, name: str, span: SpanId, relay: SpanRelay, patience: float) -> float:
         """Wait for others who begin now; 0 once the member has its place."""
         if relay.place(name) is not None:
             return 0.0
-        waiting = self._gathering.setdefault(span, {})
-        if not waiting:
-            self._form_at[span] = now + GATHER
-        waiting[name] = None
-        if now < self._form_at[span]:
-            return self._form_at[span] - now
+        now = self._clock.monotonic()
+        waiting = self._gathering.setdefault(span, set())
+        form_at = self._form_at.get(span, now + patience) if waiting else now + patience
+        if name not in waiting:
+            form_at = min(form_at, now + patience)
+        self._form_at[span] = form_at
+        waiting.add(name)
+        if now < form_at:
+            return form_at - now
         self._formed = True
-        relay.form([one for one in waiting if one in relay])
-        self._gathering[span] = {one: None for one in waiting if one in relay and relay.place(one) is None}
+        relay.form(sorted(one for one in waiting if one in relay))
+        self._gathering[span] = {one for one in waiting if one in relay and relay.place(one) is None}
         return 0.0 if relay.place(name) is not None else SETTLE
 
     def _move_if_slow(self, name: str, relay: SpanRelay, now: float) -> None:

@@ -106,8 +106,8 @@ def test_up_to_fifty_stand_in_one_chain_and_more_in_a_tree_of_equal_chains() -> 
     assert depth_of(50) == 49
     tree = [parent_position(p, 200) for p in range(200)]
     assert [p for p in range(200) if tree[p] != p - 1] == [50, 100, 150]
-    assert (tree[50], tree[100], tree[150]) == (0, 0, 50)
-    assert depth_of(3000) == 49 + 5
+    assert (tree[50], tree[100], tree[150]) == (0, 1, 50)
+    assert depth_of(3000) == 49 + 10
 
 
 @given(st.integers(1, 4000))
