@@ -6,10 +6,15 @@ import asyncio
 import hashlib
 import os
 import random
+import select
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,7 +165,10 @@ def test_three_rounds_over_three_times_the_store_hit_as_the_policy_says_and_keep
 
 
 @pytest.mark.timeout(120)
-def test_a_dataset_twice_the_store_is_read_by_four_at_once(small: LocalStack, seed: int) -> None:
+@pytest.mark.parametrize("count", [4, 8])
+def test_a_dataset_twice_the_store_is_read_and_mapped_by_many_at_once(
+    small: LocalStack, seed: int, count: int
+) -> None:
     data = random.Random(seed).randbytes(50 * MIB)
     for number in range(4):
         small.s3.put("oversized", f"f{number}", data)
@@ -169,9 +177,9 @@ def test_a_dataset_twice_the_store_is_read_by_four_at_once(small: LocalStack, se
     with least_free(small.layout.store) as least:
         readers = [
             start_reader(how, [mount / f"f{(number + shift) % 4}" for shift in range(4)])
-            for number, how in enumerate(("sequential", "mapped", "sequential", "mapped"))
+            for number, how in enumerate(("sequential", "mapped") * (count // 2))
         ]
-        assert [digests(reader, within=90) for reader in readers] == [[expected] * 4] * 4
+        assert [digests(reader, within=90) for reader in readers] == [[expected] * 4] * count
     assert least[0] >= RESERVE
     small.umount(mount)
 
@@ -204,3 +212,64 @@ def _free(path: Path) -> int:
 
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+@contextmanager
+def failing_writes(pid: int) -> Iterator[None]:
+    """Every pwrite of a process fails with EIO, in all of its threads."""
+    command = [
+        "strace",
+        "-f",
+        "-qq",
+        "-e",
+        "trace=pwrite64",
+        "-e",
+        "inject=pwrite64:error=EIO",
+        "-p",
+        str(pid),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracing:
+        assert tracing.stderr is not None
+        drained = threading.Thread(target=lambda: deque(tracing.stderr or (), 0))
+        try:
+            _until(lambda: _traced(pid), within=10)
+            drained.start()
+            yield
+        finally:
+            tracing.send_signal(signal.SIGINT)
+            drained.join()
+
+
+@pytest.mark.timeout(120)
+def test_writes_that_fail_are_read_past_and_the_directory_is_used_again_without_a_restart(
+    seaweed: SeaweedS3, seed: int
+) -> None:
+    data = random.Random(seed).randbytes(10 * MIB)
+    expected = [hashlib.sha256(data).hexdigest()]
+    with LocalStack(SETTINGS, s3=seaweed) as stack:
+        for name in ("one", "two"):
+            stack.s3.put("failing", name, data)
+        mount = stack.mount("s3://failing")
+        failed = f'headrace_store_state{{directory="{stack.layout.store}",state="failed"}}'
+        with failing_writes(stack.process("agent").pid):
+            assert read("sequential", mount / "one") == expected
+            assert stack.metrics()[failed] == 1
+        _until(lambda: not stack.metrics()[failed], within=30)
+        passed = stack.metrics()["headrace_passing_bytes_total"]
+        assert passed >= 10 * MIB
+        assert read("sequential", mount / "two") == expected
+        assert stack.metrics()["headrace_passing_bytes_total"] == passed
+        stack.umount(mount)
+
+
+def _traced(pid: int) -> bool:
+    """Whether all threads of a process are traced (proc(5), TracerPid)."""
+    states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    return all("TracerPid:\t0\n" not in state for state in states)
+
+
+def _until(true: Callable[[], bool], within: float) -> None:
+    give_up = time.monotonic() + within
+    while not true():
+        assert time.monotonic() < give_up, "it did not come about in time"
+        select.select([], [], [], 0.05)
