@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from agent.cache.departure import IDLE_OBJECTS
 from agent.cache.directory import StoreLimits
 from agent.cache.index import Lease
 from agent.cache.objects import CachedObject
 from agent.cache.records import Whole
-from agent.cache.store import IDLE_OBJECTS, Store
+from agent.cache.store import Store
 from agent.content import Dataset, Entry, Extent, ObjectRef
 from agent.errors import ConfigError, StoreFailed, StoreFull
 from tests.agent.cache.conftest import CHUNK, TappedStore, open_store
