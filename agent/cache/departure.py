@@ -150,6 +150,7 @@ class Departures(Records):
     ) -> asyncio.Task[int]:
         """Take chunks away that are not published; `size` bytes of them are recorded."""
         cached.users += 1
+        self._idle.pop(cached.ref.key, None)  # or its file could be closed meanwhile
         task = asyncio.create_task(self._emptied(directory, cached, chunks, size))
         for chunk in chunks:
             self._emptying[cached.ref.key, chunk] = task
