@@ -49,7 +49,7 @@ class Reputation:
             file.out_until = now + OUT_FOR
 
     def review(self, now: float) -> None:
-        """Believe a lone reporter that went on well without the parent it found slow: to be called every second."""
+        """Believe a lone reporter that went on well without its slow parent: to be called every second."""
         for name, file in self._files.items():
             for (reporter, reason), at in file.reports.items():
                 on_trial = reason == "slow" and TRIAL <= now - at < WINDOW
