@@ -11,6 +11,7 @@ In the file sizes and durations carry units; in code they are plain bytes (int) 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import socket
 import tomllib
@@ -197,6 +198,59 @@ class OriginConfig(_Table):
     )
 
 
+class PeersConfig(_Table):
+    """[peers]: the other agents; without this table there are none."""
+
+    listen: Annotated[Listen, AfterValidator(settings.own_address)] = Field(
+        description="This agent's own address, at which the others reach it.",
+        json_schema_extra=_shown("required"),
+    )
+    discovery: Annotated[Literal["static", "dns"], Unit("`static` or `dns`")] = Field(
+        description="How the others are found: by `addresses`, or by the addresses that `name` has.",
+        json_schema_extra=_shown("required"),
+    )
+    addresses: Annotated[list[Listen], Unit("list of host:port")] = Field(
+        default=[],
+        description="For `static`: the addresses of the agents; this one's own may be among them.",
+    )
+    name: Name | None = Field(
+        default=None,
+        description="For `dns`: a name that has the address of every agent, as a headless Service's has; all "
+        "listen on the same port.",
+        json_schema_extra=_shown("none"),
+    )
+    secret_file: AbsolutePath = Field(
+        description="The cluster's secret: 32 characters or more, the same for all, and for no other user.",
+        json_schema_extra=_shown("required"),
+    )
+
+    @model_validator(mode="after")
+    def _has_what_discovery_needs(self) -> PeersConfig:
+        if self.discovery == "static" and (self.name is not None or not self.addresses):
+            raise ValueError('discovery = "static" needs addresses, and no name')
+        if self.discovery == "dns" and (self.name is None or self.addresses):
+            raise ValueError('discovery = "dns" needs a name, and no addresses')
+        return self
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port of `listen`."""
+        return split_listen(self.listen)
+
+    @property
+    def own(self) -> str:
+        """`listen` in the one form that peers know it by."""
+        host, port = self.address
+        return f"[{ipaddress.ip_address(host)}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def targets(self) -> list[tuple[str, int]]:
+        """Hosts and ports where agents are."""
+        if self.name is not None:
+            return [(self.name, self.address[1])]
+        return [split_listen(address) for address in self.addresses]
+
+
 Prefix = Annotated[str, AfterValidator(settings.origin_prefix)]
 
 
@@ -209,6 +263,7 @@ class Config(_Table):
     holder: HolderConfig = Field(default_factory=HolderConfig)
     admin: AdminConfig = Field(default_factory=AdminConfig)
     metrics: MetricsConfig = Field(default_factory=MetricsConfig)
+    peers: PeersConfig | None = None
     origin: dict[Prefix, OriginConfig] = Field(default_factory=dict)
 
     def origin_for(self, uri: str) -> OriginConfig:
@@ -289,6 +344,7 @@ _MESSAGES = {
     "less_than_equal": "must be {le} or less",
     "literal_error": "must be {expected}",
     "list_type": 'must be a list, like ["/var/lib/headrace"]',
+    "missing": "is missing: write it",
     "model_type": "must be a table",
     "string_too_short": "must not be empty",
     "string_type": "must be text in quotes",
@@ -328,6 +384,7 @@ def _table_at(path: tuple[str | int, ...]) -> type[BaseModel]:
 def _tables() -> dict[str, type[BaseModel]]:
     """The tables by their name in the file, in its order; the origins' one by its placeholder."""
     named = {name: field.annotation for name, field in Config.model_fields.items() if name != "origin"}
+    named["peers"] = PeersConfig  # which may be left out as a whole
     tables = {
         name: table
         for name, table in named.items()

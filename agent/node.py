@@ -49,6 +49,7 @@ from agent.mount.reads import Buffers
 from agent.mount.revisions import Revisions
 from agent.origin.catalog import Origins
 from agent.origin.http_query import named
+from agent.peers.cluster import Cluster
 from agent.transfer.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -290,7 +291,13 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         preparing = asyncio.create_task(origins.prepare())  # beside the claim, which waits for the holder
         stack.push_async_callback(asyncio.wait, [preparing])
         repairs = Repairs(store)
-        whole = WholeObjects(store, repairs, origins, clock, metrics)
+        cluster = None
+        if config.peers is not None:
+            size = config.store.chunk_size
+            cluster = Cluster(config.peers, config.node.zone, store, origins, clock, metrics, size)
+            stack.push_async_callback(cluster.close)
+        source = origins if cluster is None else cluster.source
+        whole = WholeObjects(store, repairs, source, clock, metrics)
         scrub = Scrub(repairs, clock, metrics, config.store.scrub_rate)
         filler = Filler(store, whole, clock, metrics, config.mount.patience, random.Random())
         pins = Pins(store, clock, metrics)
@@ -315,6 +322,9 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         stack.callback(mounts.close)
         stack.push_async_callback(filler.close)
         stack.push_async_callback(asyncio.to_thread, pool.close)
+        if cluster is not None:
+            await cluster.serve(filler)
+            stack.push_async_callback(cluster.leave)
         await mounts.adopt(held)
         evictor = Evictor(store, Claims(mounts, pins), clock, metrics)
         evictor.start()

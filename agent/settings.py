@@ -6,6 +6,7 @@ in `agent/config.py` are made of these.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Annotated
@@ -70,6 +71,18 @@ def split_listen(value: str) -> tuple[str, int]:
 
 def _listen(value: str) -> str:
     split_listen(value)
+    return value
+
+
+def own_address(value: str) -> str:
+    """An address that others can reach: an IP address, not all of them, and a port."""
+    host, port = split_listen(value)
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError('peers know an agent by its IP address and port, like "10.1.0.17:7411"') from None
+    if address.is_unspecified or not port:
+        raise ValueError('peers must know where: name one address and a port, like "10.1.0.17:7411"')
     return value
 
 

@@ -103,9 +103,7 @@ class PeerSource:
             await self._from_origin(ref, sink)
 
     async def _from_peers(self, ref: ObjectRef, sink: Sink) -> None:
-        patience = (
-            self._origin.budget(ref).deadline / 4
-        )  # three parents leave the origin a quarter
+        patience = self._origin.budget(ref).deadline / 4  # three parents leave the origin a quarter
         give_up = self._clock.monotonic() + min(PEERS_WITHIN, 2 * patience)
         parents = await self._guide.parents(ref, _left(sink))
         for peer in [one for one in parents if self._liveness.usable(one.name)][:PARENTS]:
@@ -175,7 +173,7 @@ class PeerSource:
         self._guide.failed(ref, missing, peer, reason)
         if isinstance(error, UnitWrong):
             rest = self._liveness.lied(peer.name)
-        elif reason == "absent":
+        elif isinstance(error, ObjectMissing):
             return
         else:
             rest = self._liveness.failed(peer.name)

@@ -119,6 +119,7 @@ class AgentSettings:
     chunk_size: str = "8MiB"
     reserve: str = "256MiB"
     capacity: str | None = None
+    name: str = "local"  # of the node
     scrub_rate: str | None = None
     directories: tuple[str, ...] = ()  # of the store, below the layout's; none: that one itself
     origins: Mapping[str, OriginSettings] | None = None  # prefix -> settings, over the stack's own of "s3://"
@@ -131,7 +132,7 @@ class AgentSettings:
     def toml(self, layout: Layout, metrics_port: int, s3: OriginSettings) -> str:
         """The agent's configuration file; `s3` is how the stack's own S3 server is reached."""
         tables: dict[str, Mapping[str, object]] = {
-            "node": {"name": "local"},
+            "node": {"name": self.name},
             "store": {
                 "directories": list(map(str, self.stores(layout))),
                 "chunk_size": self.chunk_size,

@@ -44,6 +44,9 @@ profile = "models"
 """
 
 
+PEERS = '[peers]\nlisten = "10.0.0.1:7411"\nsecret_file = "/etc/headrace/peer-secret"\n'
+
+
 def problem(text: str) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
         parse(text)
@@ -77,6 +80,22 @@ def test_every_setting_is_read_into_bytes_and_seconds() -> None:
     assert (origin.path_style, origin.verify_tls, origin.anonymous) == (True, False, True)
 
 
+def test_without_its_table_there_are_no_peers() -> None:
+    assert parse("").peers is None
+
+
+def test_peers_are_named_by_their_addresses_or_by_one_name() -> None:
+    listed = parse(PEERS + 'discovery = "static"\naddresses = ["10.0.0.2:7411", "gpu-3:7412"]').peers
+    assert listed is not None
+    assert (listed.own, listed.address) == ("10.0.0.1:7411", ("10.0.0.1", 7411))
+    assert listed.targets == [("10.0.0.2", 7411), ("gpu-3", 7412)]
+    assert listed.secret_file == Path("/etc/headrace/peer-secret")
+    named = parse(PEERS.replace("10.0.0.1", "[FD00:0::1]") + 'discovery = "dns"\nname = "agents.svc"').peers
+    assert named is not None
+    assert named.own == "[fd00::1]:7411"
+    assert named.targets == [("agents.svc", 7411)]
+
+
 def test_the_longest_matching_prefix_has_the_settings_and_inherits_nothing() -> None:
     config = parse(EVERYTHING)
     assert config.origin_for("s3://models/llama").profile == "models"
@@ -94,7 +113,18 @@ def test_code_gives_plain_bytes_where_the_file_needs_units() -> None:
     ("text", "key", "remedy"),
     [
         ("[stor]\nx = 1", "stor", "did you mean store?"),
-        ('[peers]\nlisten = "10.0.0.1:7411"', "peers", "known here are node, store, mount"),
+        ("peers = 1", "peers", "must be a table"),
+        ('[peers]\nlisten = "0.0.0.0:7411"', "peers.listen", "name one address"),
+        ('[peers]\nlisten = "[::]:7411"', "peers.listen", "name one address"),
+        ('[peers]\nlisten = "10.0.0.1:0"', "peers.listen", "name one address"),
+        ('[peers]\nlisten = "gpu-17:7411"', "peers.listen", "by its IP address"),
+        ('[peers]\nlisten = "10.0.0.1:7411"', "peers.discovery", "is missing"),
+        (PEERS + 'discovery = "kubernetes"', "peers.discovery", "must be 'static' or 'dns'"),
+        (PEERS + 'discovery = "static"', "peers", "needs addresses, and no name"),
+        (PEERS + 'discovery = "dns"', "peers", "needs a name, and no addresses"),
+        (PEERS + 'discovery = "dns"\naddresses = ["h"]', "peers.addresses[0]", 'like "127.0.0.1:9464"'),
+        (PEERS + 'secret = "hunter2"', "peers.secret", "looks like a credential"),
+        (PEERS + 'discovery = "dns"\nnme = "x"', "peers.nme", "did you mean name?"),
         ('[store]\nchunk_sise = "8MiB"', "store.chunk_sise", "did you mean chunk_size?"),
         ('[origin."s3://"]\nendpoint = "http://h"', 'origin."s3://".endpoint', "did you mean endpoint_url?"),
         ("node = 1", "node", "must be a table"),

@@ -223,7 +223,7 @@ async def test_a_peer_that_sends_byte_by_byte_is_too_slow(
     assert asking.from_origin == CHUNK - UNIT
 
 
-async def test_a_unit_whose_digest_is_not_told_in_time_is_asked_of_the_origin_and_nobody_blamed(
+async def test_a_unit_whose_digest_is_not_told_in_time_is_asked_of_the_origin(
     asking: Asking, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_module, "DIGEST_WITHIN", 0.2)
@@ -231,7 +231,8 @@ async def test_a_unit_whose_digest_is_not_told_in_time_is_asked_of_the_origin_an
     asking.guide.parents_now = [peer(served.port)]
     assert await asking.read() == DATA[:CHUNK]
     assert asking.from_origin == CHUNK
-    assert asking.liveness.usable(peer(served.port).name)
+    assert not asking.liveness.usable(peer(served.port).name)  # or every chunk would wait as long
+    assert asking.counted("absent") == 1
 
 
 async def test_a_digest_that_is_told_late_is_waited_for(asking: Asking, serve: Serve) -> None:

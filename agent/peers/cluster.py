@@ -1,0 +1,109 @@
+"""The parts of `agent/peers` put together, as one member of the cluster; only where `[peers]` is there."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AsyncExitStack
+
+from agent.cache.fill import Filler
+from agent.cache.objects import CachedObject
+from agent.cache.store import Store
+from agent.cache.whole import Stating
+from agent.clock import Clock
+from agent.config import PeersConfig
+from agent.content import Extent
+from agent.metrics import Metrics
+from agent.peers.courses import Courses
+from agent.peers.discovery import NamedPeers, system_resolver
+from agent.peers.exchange_client import ExchangeClient
+from agent.peers.exchange_server import Exchange
+from agent.peers.guide import RelayGuide
+from agent.peers.liveness import Liveness
+from agent.peers.member import Peer
+from agent.peers.secrets import Secrets
+from agent.peers.source import PeerSource
+from agent.peers.token import Tokens
+from agent.peers.tracker import Tracker
+from agent.peers.tracking import Tracking
+from agent.peers.wire import CALL
+from agent.transfer.engine import Engine
+
+log = logging.getLogger(__name__)
+
+RECEIVER_THREADS = 32  # streams from peers at a time: each has a buffer of 1 MiB and holds one unit at most
+
+
+class Cluster:
+    """This agent among its peers. Made on the loop; `serve` before anything is fetched, then `close`."""
+
+    def __init__(
+        self,
+        config: PeersConfig,
+        zone: str,
+        store: Store,
+        origins: Stating,
+        clock: Clock,
+        metrics: Metrics,
+        chunk_size: int,
+    ) -> None:
+        """Raises ConfigError where the secret file cannot be used."""
+        own = Peer(config.own, config.own, zone)
+        self._config = config
+        self._store = store
+        self._clock = clock
+        self._metrics = metrics
+        self._tokens = Tokens(Secrets(config.secret_file, clock), clock, own.name)
+        self._engine = Engine(RECEIVER_THREADS, clock)
+        client = ExchangeClient(self._tokens, self._engine)
+        targets = config.targets
+        resolver, every = system_resolver(config.own), config.discovery == "dns"
+        self._discovery = NamedPeers(own.address, targets, clock, resolver, every=every)
+        liveness = Liveness(clock)
+        self._tracking = Tracking(Tracker(clock))
+        courses = Courses(chunk_size)
+        self._guide = RelayGuide(own, self._discovery, liveness, client, self._tracking, courses, clock)
+        self.source = PeerSource(origins, self._guide, client, liveness, clock, self._metrics)
+        self._client = client
+        self._stack = AsyncExitStack()
+
+    async def serve(self, filler: Filler) -> None:
+        """Listen to peers, look for them, and announce. Raises ConfigError."""
+        calls = {CALL: self._tracking.call}
+        helper = _Helping(filler, self._guide)
+        exchange = Exchange(self._store, self._tokens, self._clock, self._metrics, calls, helper)
+        await exchange.start(self._config.address)
+        self._stack.push_async_callback(exchange.close)
+        self._discovery.start()
+        self._stack.push_async_callback(self._discovery.close)
+        self._guide.start()
+        self._stack.push_async_callback(self._guide.close)
+        log.info("peers are served on %s", self._config.own)
+
+    async def leave(self) -> None:
+        """Serve no peer any more."""
+        await self._stack.aclose()
+
+    async def close(self) -> None:
+        """Give back connections and threads, when nothing is fetched any more."""
+        await self._stack.aclose()
+        await self._client.close()
+        await self._engine.close()
+
+
+class _Helping:
+    """What this agent does for its children (`Helper` of the exchange): fills chunks that they wait for."""
+
+    def __init__(self, filler: Filler, guide: RelayGuide) -> None:
+        self._filler = filler
+        self._guide = guide
+
+    def bring(self, cached: CachedObject, extent: Extent, owner: object) -> None:
+        if self._guide.takes_part(cached.ref):
+            chunk = extent.offset // cached.chunk_size
+            self._filler.prefetch(cached, range(chunk, chunk + 1), owner)
+
+    def disown(self, owner: object) -> None:
+        self._filler.disown(owner)
+
+    async def vouch(self, cached: CachedObject, extent: Extent) -> None:
+        await self._guide.vouch(cached, extent)

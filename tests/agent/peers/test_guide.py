@@ -1,0 +1,114 @@
+"""Whom a member asks, and how long a reader waits for that: with trackers that answer, and others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agent.clock import SystemClock
+from agent.content import Extent, ObjectRef
+from agent.peers.courses import Courses, group_of
+from agent.peers.exchange_client import ExchangeClient
+from agent.peers.guide import ASK_WITHIN, RelayGuide
+from agent.peers.liveness import Liveness
+from agent.peers.member import Peer
+from agent.peers.placement import tracker_of
+from agent.peers.secrets import Secrets
+from agent.peers.token import Tokens
+from agent.peers.tracker import Tracker
+from agent.peers.tracking import Tracking
+from agent.transfer.engine import Engine
+from tests.agent.peers.conftest import CHUNK, secret_file
+from tests.fakes.discovery import MemoryDiscovery
+from tests.fakes.raw_http import head
+
+OWN = Peer("127.0.0.1:1", "127.0.0.1:1")
+FIRST = Extent(0, CHUNK)
+
+
+@dataclass
+class Member:
+    guide: RelayGuide
+    discovery: MemoryDiscovery
+    liveness: Liveness
+
+
+@pytest.fixture
+async def member(tmp_path: Path) -> AsyncIterator[Member]:
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        engine = Engine(1, clock)
+        stack.push_async_callback(engine.close)
+        client = ExchangeClient(Tokens(Secrets(secret_file(tmp_path), clock), clock, OWN.name), engine)
+        stack.push_async_callback(client.close)
+        discovery, liveness = MemoryDiscovery(OWN.address), Liveness(clock)
+        tracking, courses = Tracking(Tracker(clock)), Courses(CHUNK)
+        guide = RelayGuide(OWN, discovery, liveness, client, tracking, courses, clock)
+        guide.start()
+        stack.push_async_callback(guide.close)
+        yield Member(guide, discovery, liveness)
+
+
+def tracked_by(peer: Peer, *others: Peer) -> ObjectRef:
+    """An object whose tracker a peer is."""
+    refs = (ObjectRef(f"s3://b/{number}/w", "v", CHUNK) for number in range(1000))
+    return next(ref for ref in refs if tracker_of(group_of(ref), [peer, *others]) == peer)
+
+
+async def test_without_peers_nobody_is_asked(member: Member) -> None:
+    assert await member.guide.parents(tracked_by(OWN), FIRST) == ()
+
+
+async def test_an_agent_that_is_the_tracker_itself_and_alone_in_the_relay_is_the_head(member: Member) -> None:
+    other = Peer("127.0.0.1:2", "127.0.0.1:2")
+    member.discovery.set([other])
+    assert list(await member.guide.parents(tracked_by(OWN, other), FIRST)) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    [
+        ("silent", None),
+        ("nonsense", head("200 OK", "Content-Length: 2") + b"[]"),
+        ("refuses", head("401 Unauthorized", "Content-Length: 0")),
+        ("gone", b""),
+    ],
+)
+async def test_a_reader_waits_for_a_bad_tracker_no_longer_than_it_may(
+    member: Member, kind: str, answer: bytes | None
+) -> None:
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if answer is None:
+            await over.wait()
+        writer.write(answer or b"")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        bad = Peer(f"127.0.0.1:{port}", f"127.0.0.1:{port}")
+        member.discovery.set([bad])
+        ref = tracked_by(bad, OWN)
+        begun = asyncio.get_running_loop().time()
+        assert list(await member.guide.parents(ref, FIRST)) == []
+        assert asyncio.get_running_loop().time() - begun < ASK_WITHIN + 1
+        assert member.liveness.usable(bad.name) == (kind == "silent")
+        over.set()
+
+
+async def test_a_digest_that_was_made_here_is_known_at_once_and_one_that_comes_is_waited_for(
+    member: Member,
+) -> None:
+    ref = tracked_by(OWN)
+    member.guide.made(ref, 3, b"3" * 16)
+    assert await member.guide.digest(ref, 3) == b"3" * 16
+    waiting = asyncio.ensure_future(member.guide.digest(ref, 4))
+    asyncio.get_running_loop().call_later(0.05, member.guide.made, ref, 4, b"4" * 16)
+    assert await asyncio.wait_for(waiting, 10) == b"4" * 16

@@ -1,0 +1,208 @@
+"""Several real agents on one machine, each with its own holder, store, mounts and CSI service.
+
+They share an S3 server and a cluster secret; each reads through its own mount, in another process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pwd
+import random
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from agent.content import ObjectRef
+from agent.peers.member import Peer
+from agent.peers.placement import tracker_of
+from deploy.local.layout import AgentSettings
+from deploy.local.s3 import SeaweedS3, free_ports
+from deploy.local.stack import LocalStack
+from tests.fakes.rogue_peer import RoguePeer
+from tests.harness.reading import read
+
+pytestmark = pytest.mark.timeout(240)
+
+MIB = 1 << 20
+SIZES = {"a.safetensors": 40 * MIB, "b.safetensors": 24 * MIB + 12345, "config.json": 777}
+TOTAL = sum(SIZES.values())
+
+
+def read_all(mounted: Path) -> dict[str, str]:
+    """The SHA-256 of every file, as another process reads them one after the other."""
+    return dict(zip(SIZES, read("sequential", *(mounted / name for name in SIZES)), strict=True))
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Fleet:
+    """Agents that know each other, and `more` addresses at which there is none of them."""
+
+    def __init__(self, stacks: list[LocalStack], s3: SeaweedS3, secret: Path, addresses: list[str]) -> None:
+        self.stacks = stacks
+        self.secret = secret
+        self.addresses = addresses
+        self._s3 = s3
+
+    def upload(self, bucket: str, seed: int) -> dict[str, str]:
+        """Store a dataset, and give its files' SHA-256."""
+        return {ref.uri.rpartition("/")[2]: sha256(data) for ref, data in self.objects(bucket, seed).items()}
+
+    def objects(self, bucket: str, seed: int) -> dict[ObjectRef, bytes]:
+        """Store a dataset, and give its objects as the agents know them."""
+        objects = {}
+        for name, data in files(seed).items():
+            etag = self._put(bucket, name, data).strip('"')
+            objects[ObjectRef(f"s3://{bucket}/model/{name}", etag, len(data))] = data
+        return objects
+
+    def _put(self, bucket: str, name: str, data: bytes) -> str:
+        return self._s3.put(bucket, f"model/{name}", data)
+
+    def read(self, number: int, bucket: str) -> dict[str, str]:
+        """Mount the dataset on one agent, and read all of it there."""
+        return read_all(self.stacks[number].mount(f"s3://{bucket}/model"))
+
+    def read_at_once(self, bucket: str) -> list[dict[str, str]]:
+        """Mount on every agent, then read on all at the same time."""
+        with ThreadPoolExecutor(len(self.stacks)) as pool:
+            mounted = list(pool.map(lambda one: one.mount(f"s3://{bucket}/model"), self.stacks))
+            return list(pool.map(read_all, mounted))
+
+    def origin_bytes(self) -> list[float]:
+        """What each agent has had from the origin."""
+        return [self._metric(one, 'headrace_origin_bytes_total{origin="s3://"}') for one in self.stacks]
+
+    def peer_bytes(self, direction: str) -> list[float]:
+        """What each agent has had from peers, or sent to them."""
+        name = f'headrace_peer_bytes_total{{direction="{direction}"}}'
+        return [self._metric(one, name) for one in self.stacks]
+
+    def failures(self, reason: str) -> float:
+        """How many times peers failed any of the agents for this reason."""
+        name = f'headrace_peer_failures_total{{reason="{reason}"}}'
+        return sum(self._metric(one, name) for one in self.stacks)
+
+    @staticmethod
+    def _metric(stack: LocalStack, name: str) -> float:
+        return stack.metrics().get(name, 0.0)
+
+
+def files(seed: int) -> dict[str, bytes]:
+    """The files of a dataset."""
+    rng = random.Random(seed)
+    return {name: rng.randbytes(size) for name, size in SIZES.items()}
+
+
+def fleet(count: int, seaweed: SeaweedS3, directory: Path, more: int = 0) -> Iterator[Fleet]:
+    """Start `count` agents that know `more` addresses beside their own."""
+    secret = directory / "peer-secret"
+    secret.write_text(os.urandom(32).hex() + "\n")
+    secret.chmod(0o600)
+    identity = pwd.getpwnam("nobody")
+    os.chown(secret, identity.pw_uid, identity.pw_gid)
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(count + more)]
+    with ExitStack() as stack:
+        stacks = []
+        for number in range(count):
+            peers = (
+                f'[peers]\nlisten = "{addresses[number]}"\ndiscovery = "static"\n'
+                f'addresses = {json.dumps(addresses)}\nsecret_file = "{secret}"\n'
+            )
+            settings = AgentSettings(name=f"node-{number}", extra=peers, promote="never")
+            stacks.append(stack.enter_context(LocalStack(settings, s3=seaweed)))
+        yield Fleet(stacks, seaweed, secret, addresses)
+
+
+@pytest.fixture
+def three(seaweed: SeaweedS3, traversable: Path) -> Iterator[Fleet]:
+    yield from fleet(3, seaweed, traversable)
+
+
+@pytest.fixture
+def eight(seaweed: SeaweedS3, traversable: Path) -> Iterator[Fleet]:
+    yield from fleet(8, seaweed, traversable)
+
+
+def test_the_second_agent_reads_what_the_first_has_with_no_byte_of_the_origin(three: Fleet) -> None:
+    expected = three.upload("peers-second", 1)
+    assert three.read(0, "peers-second") == expected
+    first = three.origin_bytes()
+    assert first[0] >= TOTAL
+    assert three.read(1, "peers-second") == expected
+    assert three.read(2, "peers-second") == expected
+    assert three.origin_bytes() == first
+    assert three.peer_bytes("received")[1:] == [TOTAL, TOTAL]
+
+
+def test_without_its_peers_an_agent_reads_the_origin(three: Fleet) -> None:
+    expected = three.upload("peers-gone", 2)
+    assert three.read(0, "peers-gone") == expected
+    three.stacks[0].kill_agent()
+    three.stacks[1].kill_agent()
+    assert three.read(2, "peers-gone") == expected
+
+
+@pytest.mark.long
+def test_eight_agents_that_read_at_once_have_each_byte_of_the_origin_once(eight: Fleet) -> None:
+    expected = eight.upload("peers-eight", 3)
+    assert eight.read_at_once("peers-eight") == [expected] * 8
+    assert sum(eight.origin_bytes()) <= 1.03 * TOTAL
+
+
+@pytest.fixture
+def two(seaweed: SeaweedS3, traversable: Path) -> Iterator[Fleet]:
+    """Two agents, which know a third address."""
+    yield from fleet(2, seaweed, traversable, more=1)
+
+
+def bucket_with_tracker(fleet: Fleet, prefix: str, rogue: bool) -> str:
+    """A bucket whose dataset the rogue is the tracker of, or is not."""
+    peers = [Peer(address, address) for address in fleet.addresses]
+    for number in range(100):
+        bucket = f"{prefix}-{number}"
+        found = tracker_of(f"s3://{bucket}/model", peers)
+        if found is not None and (found.name == fleet.addresses[-1]) == rogue:
+            return bucket
+    raise AssertionError("no such bucket")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("flips", "wrong"), ("stalls", "silent"), ("ignores Range", "wrong"), ("closes", "silent")],
+)
+def test_a_member_that_misbehaves_costs_a_bounded_time_and_is_left_out(
+    two: Fleet, fault: str, reason: str
+) -> None:
+    bucket = bucket_with_tracker(two, f"rogue-{reason}-{fault.partition(' ')[0]}".lower(), rogue=False)
+    objects = two.objects(bucket, 4)
+    port = int(two.addresses[-1].rpartition(":")[2])
+    with RoguePeer(port, two.secret, fault, two.addresses[:-1]) as rogue:
+        rogue.has(objects)
+        assert rogue.known.wait(20)
+        begun = time.monotonic()
+        assert list(two.read(0, bucket).values()) == [sha256(data) for data in objects.values()]
+        assert list(two.read(1, bucket).values()) == [sha256(data) for data in objects.values()]
+        assert time.monotonic() - begun < 30
+        assert rogue.asked
+        assert two.failures(reason) >= 1
+        assert rogue.asked <= 40
+    assert sum(two.origin_bytes()) <= 1.03 * TOTAL
+
+
+def test_a_tracker_that_answers_nonsense_is_left_out(two: Fleet) -> None:
+    bucket = bucket_with_tracker(two, "rogue-tracker", rogue=True)
+    objects = two.objects(bucket, 5)
+    port = int(two.addresses[-1].rpartition(":")[2])
+    with RoguePeer(port, two.secret, "closes", two.addresses[:-1]) as rogue:
+        assert list(two.read(0, bucket).values()) == [sha256(data) for data in objects.values()]
+        assert list(two.read(1, bucket).values()) == [sha256(data) for data in objects.values()]
+        assert rogue.tracked
