@@ -339,3 +339,30 @@ async def test_strangers_beyond_their_number_are_503_and_a_member_is_served(
     assert (await member.answer()).status == 206
     for wire in [*strangers, member]:
         await wire.close()
+
+
+async def test_a_head_that_comes_byte_by_byte_is_cut_off_and_an_idle_member_is_not(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "HEAD_WITHIN", 0.3)
+    monkeypatch.setattr(gate, "SWEEP_EVERY", 0.05)
+    served = await serve()
+    await served.keep(REF, DATA)
+    member, slow = await Wire.to(served), await Wire.to(served)
+    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-9"))
+    assert (await member.answer()).status == 206
+    slow.writer.write(b"GET / HTTP/1.1\r\nX: ")
+
+    async def drip() -> None:
+        with contextlib.suppress(ConnectionError):
+            while not slow.reader.at_eof():
+                slow.writer.write(b"a")
+                await slow.writer.drain()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(slow.reader.read(1), 0.02)
+
+    await asyncio.wait_for(drip(), 10)
+    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-9"))
+    assert (await member.answer()).status == 206
+    for wire in (member, slow):
+        await wire.close()
