@@ -1,9 +1,10 @@
 """The cluster's secret: read from its file, and replaced without a moment in which agents refuse each other.
 
-The file holds one secret a line (usually one line in all). It is read again when it has changed. A file does
-not change on all nodes at once, so a new secret is accepted from the moment it is read but signs only
-`SETTLE` seconds later; one that is no longer in the file signs until another may, and is accepted for `KEEP`
-seconds. So replacing the one line is enough, as long as all nodes have the new file within `SETTLE`.
+The file holds one secret a line (usually one line in all), and is read again when it has changed. It does not
+change on all nodes at once, and an agent that starts anew never knew what was in it before. So for `KEEP`
+seconds after a secret has gone from the file it is still accepted, and tokens are proven with it beside the
+new one: whoever knows one of them understands. Replacing the one line is enough, as long as all nodes have
+the new file within that time.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ SETTING = "peers.secret_file"
 SHORTEST = 32  # bytes: 256 bits, written in base64 or hex, are more
 LONGEST_FILE = 64 * 1024
 LOOK_EVERY = 1.0  # seconds between two looks at the file's times
-SETTLE = 180.0  # seconds; a kubelet brings a changed Secret into its volume within two minutes
-KEEP = 600.0  # seconds that a secret is accepted after it has gone from the file
+KEEP = 600.0  # seconds; a kubelet brings a changed Secret into its volume within two minutes
+MOST = 4  # secrets in use at a time: a token has a proof with each
 
 _Times = tuple[int, int, int, int]
 
@@ -32,7 +33,6 @@ _Times = tuple[int, int, int, int]
 @dataclass(slots=True)
 class _Secret:
     value: bytes
-    signs_from: float  # monotonic
     gone: float | None = None  # monotonic, when it was first missed in the file
 
 
@@ -45,23 +45,15 @@ class Secrets:
         self._clock = clock
         self._times, values = _read(path)
         self._looked = clock.monotonic()
-        self._secrets = [_Secret(value, signs_from=float("-inf")) for value in values]
+        self._secrets = [_Secret(value) for value in values]
 
     def __repr__(self) -> str:
         return f"Secrets({str(self._path)!r})"
 
-    def signing(self) -> bytes:
-        """The secret that new tokens are made with."""
-        self._refresh()
-        now = self._clock.monotonic()
-        settled = [secret for secret in self._secrets if secret.signs_from <= now]
-        current = [secret for secret in settled if secret.gone is None]
-        return (current or settled or self._secrets)[0].value
-
     def accepted(self) -> tuple[bytes, ...]:
-        """All secrets that a token may have been made with."""
+        """The secrets that tokens are proven and checked with, those in the file first."""
         self._refresh()
-        return tuple(secret.value for secret in self._secrets)
+        return tuple(secret.value for secret in self._secrets[:MOST])
 
     def _refresh(self) -> None:
         now = self._clock.monotonic()
@@ -94,7 +86,7 @@ class Secrets:
                 secret.gone = None
             elif secret.gone is None:
                 secret.gone = now
-        current = [known.get(value) or _Secret(value, signs_from=now + SETTLE) for value in values]
+        current = [known.get(value) or _Secret(value) for value in values]
         self._secrets = current + [secret for secret in self._secrets if secret.gone is not None]
 
 
@@ -129,6 +121,9 @@ def _read(path: Path) -> tuple[_Times, list[bytes]]:
 def _secrets_in(text: bytes, path: Path) -> list[bytes]:
     values = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     advice = f"at least {SHORTEST} random characters are needed, as `openssl rand -hex 32` prints them"
+    _check(
+        len(values) <= MOST, path, f"has more than {MOST} secrets: one is meant, or the old and the new one"
+    )
     _check(bool(values), path, f"is empty: {advice}")
     _check(all(len(value) >= SHORTEST for value in values), path, f"has a secret that is too short: {advice}")
     return values

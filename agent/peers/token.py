@@ -1,8 +1,9 @@
 """Proof of membership: one HMAC-SHA256 token a request, made with the cluster's secret.
 
-    Authorization: Headrace 1.<sender>.<issued>.<nonce>.<mac>      (RFC 9110, 11.6.2)
+    Authorization: Headrace 1.<sender>.<issued>.<nonce>.<mac>[.<mac>...]      (RFC 9110, 11.6.2)
 
-`sender` is the sending agent's name and `mac` the HMAC-SHA256 (RFC 2104), both in base64url without padding,
+`sender` is the sending agent's name and `mac` an HMAC-SHA256 (RFC 2104), one with each secret that is in
+use (more than one while a secret is replaced), all in base64url without padding,
 `issued` whole seconds since 1970, `nonce` 24 hex digits. The MAC covers all of these, and what the receiver
 knows without being told: its own address (so that a token for one agent is of no use at another), the method,
 the request target, and the digest of the body. A token is good for `LIFETIME` seconds on either side of the
@@ -29,7 +30,7 @@ LIFETIME = 60  # seconds, before and after: the clocks of a cluster differ by le
 LONGEST = 1024  # characters of a token
 LABEL = b"headrace peer token"  # what else is made of the same secret says something else here
 _FORM = re.compile(
-    r"1\.(?P<sender>[A-Za-z0-9_-]{1,400})\.(?P<issued>[0-9]{1,12})\.(?P<nonce>[0-9a-f]{24})\.(?P<mac>[A-Za-z0-9_-]{43})",
+    r"1\.(?P<sender>[A-Za-z0-9_-]{1,400})\.(?P<issued>[0-9]{1,12})\.(?P<nonce>[0-9a-f]{24})\.(?P<macs>[A-Za-z0-9_-]{43}(\.[A-Za-z0-9_-]{43}){0,3})",
     re.ASCII,
 )
 
@@ -71,8 +72,8 @@ class Tokens:
         issued = str(int(self._clock.time()))
         nonce = randomness.token_hex(12)
         parts = (self._sender, issued, nonce)
-        mac = _mac(self._secrets.signing(), parts, audience, request)
-        return f"{SCHEME} {VERSION}.{'.'.join(parts)}.{_encoded(mac)}"
+        macs = (_encoded(_mac(secret, parts, audience, request)) for secret in self._secrets.accepted())
+        return f"{SCHEME} {'.'.join((VERSION, *parts, *macs))}"
 
     def check(self, value: str | None, audience: str, request: Bound) -> str:
         """The sender's name, where the token in an Authorization header is good. Raises TokenRefused."""
@@ -83,11 +84,12 @@ class Tokens:
         if found is None:
             raise TokenRefused("with what is no token")
         parts = (found["sender"], found["issued"], found["nonce"])
-        given = _decoded(found["mac"])
+        given = [_decoded(mac) for mac in found["macs"].split(".")]
         # Every secret is tried, so that the time says nothing of which one was near.
         good = [
-            hmac.compare_digest(_mac(secret, parts, audience, request), given)
-            for secret in self._secrets.accepted()
+            hmac.compare_digest(expected, mac)
+            for expected in [_mac(one, parts, audience, request) for one in self._secrets.accepted()]
+            for mac in given
         ]
         if not any(good):
             raise TokenRefused("with a token that is forged, or was made for another agent or request")

@@ -151,6 +151,29 @@ def test_without_its_peers_an_agent_reads_the_origin(three: Fleet) -> None:
     assert three.read(2, "peers-gone") == expected
 
 
+def test_an_agent_that_is_killed_while_others_read_from_it_costs_them_no_read(three: Fleet) -> None:
+    expected = three.upload("peers-killed", 6)
+    assert three.read(0, "peers-killed") == expected
+    with ThreadPoolExecutor(2) as pool:
+        reading = [pool.submit(three.read, number, "peers-killed") for number in (1, 2)]
+        while not sum(three.peer_bytes("received")) and not all(one.done() for one in reading):
+            pass  # each look is a request to the agents
+        three.stacks[0].kill_agent()
+        assert [one.result() for one in reading] == [expected, expected]
+
+
+def test_a_secret_that_is_replaced_costs_no_read_also_where_an_agent_starts_with_the_new_one(
+    three: Fleet,
+) -> None:
+    expected = three.upload("peers-secret", 7)
+    assert three.read(0, "peers-secret") == expected
+    three.secret.write_text(os.urandom(32).hex())
+    three.stacks[1].restart_agent()
+    assert three.read(1, "peers-secret") == expected
+    assert three.read(2, "peers-secret") == expected
+    assert three.origin_bytes()[2] == 0
+
+
 @pytest.mark.long
 def test_eight_agents_that_read_at_once_have_each_byte_of_the_origin_once(eight: Fleet) -> None:
     expected = eight.upload("peers-eight", 3)

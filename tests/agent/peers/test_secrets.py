@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import ConfigError
-from agent.peers.secrets import KEEP, LOOK_EVERY, SETTLE, Secrets
+from agent.peers.secrets import KEEP, LOOK_EVERY, Secrets
 from tests.fakes.clock import ManualClock
 
 OLD, NEW, NEWER = b"old-" + b"1" * 40, b"new-" + b"2" * 40, b"newer-" + b"3" * 40
@@ -45,7 +45,6 @@ def problem(path: Path) -> str:
 
 def test_one_line_is_a_secret_without_its_line_break(path: Path, clock: ManualClock) -> None:
     secrets = Secrets(path, clock)
-    assert secrets.signing() == OLD
     assert secrets.accepted() == (OLD,)
 
 
@@ -76,6 +75,7 @@ def test_a_group_may_read_the_file_as_kubernetes_arranges_it(path: Path) -> None
         (b"hunter2\n", "too short"),
         (OLD + b"\nhunter2\n", "too short"),
         (b"x" * (64 * 1024 + 1), "64 KiB"),
+        (b"".join(OLD + b"%d\n" % number for number in range(5)), "more than 4"),
     ],
 )
 def test_what_is_no_good_secret_is_refused_and_never_repeated(
@@ -103,17 +103,13 @@ def test_a_file_that_the_user_may_not_read_is_named_with_the_remedy(traversable:
     assert done.stdout == f"peers.secret_file: {path}: no permission: let the agent's user read it\n"
 
 
-def test_a_replaced_secret_is_accepted_at_once_and_signs_when_all_have_it(
+def test_a_replaced_secret_is_in_use_beside_the_new_one_until_all_have_that(
     path: Path, clock: ManualClock
 ) -> None:
     secrets = Secrets(path, clock)
     write(path, NEW)
     clock.advance(LOOK_EVERY)
-    assert set(secrets.accepted()) == {OLD, NEW}
-    assert secrets.signing() == OLD
-    clock.advance(SETTLE)
-    assert secrets.signing() == NEW
-    assert set(secrets.accepted()) == {OLD, NEW}
+    assert secrets.accepted() == (NEW, OLD)
     clock.advance(KEEP)
     assert secrets.accepted() == (NEW,)
 
@@ -125,9 +121,8 @@ def test_the_file_is_not_looked_at_for_every_request(path: Path, clock: ManualCl
     assert secrets.accepted() == (OLD,)
 
 
-def test_of_several_lines_the_first_signs_and_all_are_accepted(path: Path, clock: ManualClock) -> None:
+def test_of_several_lines_all_are_in_use(path: Path, clock: ManualClock) -> None:
     secrets = Secrets(write(path, NEW, OLD), clock)
-    assert secrets.signing() == NEW
     assert secrets.accepted() == (NEW, OLD)
 
 
@@ -138,8 +133,8 @@ def test_a_secret_that_comes_back_stays(path: Path, clock: ManualClock) -> None:
     secrets.accepted()
     write(path, OLD)
     clock.advance(LOOK_EVERY)
-    assert secrets.signing() == OLD
-    clock.advance(KEEP + SETTLE)
+    assert secrets.accepted() == (OLD, NEW)
+    clock.advance(KEEP)
     assert secrets.accepted() == (OLD,)
 
 
@@ -150,10 +145,7 @@ def test_two_changes_in_a_row_lose_no_request(path: Path, clock: ManualClock) ->
     secrets.accepted()
     write(path, NEWER)
     clock.advance(LOOK_EVERY)
-    assert secrets.signing() == OLD
     assert set(secrets.accepted()) == {OLD, NEW, NEWER}
-    clock.advance(SETTLE)
-    assert secrets.signing() == NEWER
 
 
 @pytest.mark.parametrize("fault", ["gone", "open to all", "too short"])

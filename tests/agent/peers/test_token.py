@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.peers.secrets import KEEP, LOOK_EVERY, SETTLE, Secrets
+from agent.peers.secrets import KEEP, LOOK_EVERY, Secrets
 from agent.peers.token import LIFETIME, Bound, TokenRefused, Tokens, body_digest
 from tests.fakes.clock import ManualClock
 
@@ -155,14 +155,17 @@ def test_agents_understand_each_other_at_every_moment_of_a_rotation(
     (tmp_path / "secret-of-early").write_text(OTHER)
     clock.advance(LOOK_EVERY)
     both_understand()
-    clock.advance(SETTLE - 2 * LOOK_EVERY)
+    clock.advance(KEEP / 2)
     both_understand()
+    early_again = members(tmp_path, clock, "early", OTHER)
+    assert late.check(early.issue(HERE, GET), HERE, GET)
+    assert early_again.check(early.issue(HERE, GET), HERE, GET)
     (tmp_path / "secret-of-late").write_text(OTHER)
     clock.advance(LOOK_EVERY)
     both_understand()
-    clock.advance(2 * LOOK_EVERY)
+    clock.advance(KEEP / 2 - 3 * LOOK_EVERY)
     both_understand()
-    clock.advance(KEEP + SETTLE)
+    clock.advance(KEEP)
     both_understand()
     left_behind = members(tmp_path, clock, "left behind")
     assert refusal(early, left_behind.issue(HERE, GET))
