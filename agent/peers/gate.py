@@ -25,6 +25,7 @@ STRANGERS = 512  # connections that have not shown a good token; a member shows 
 HEAD_WITHIN = 10.0  # seconds from the connection to the end of the first request's head
 IDLE_WITHIN = 30.0  # seconds between two requests; agents keep idle connections for 20
 SWEEP_EVERY = 2.0  # seconds
+LOOK_EVERY = 0.05  # seconds between two searches for room
 BACKLOG = 1024
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -46,6 +47,8 @@ class Gate:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._visits: dict[asyncio.BaseTransport, _Visit] = {}
+        self._strangers = 0
+        self._looked = 0.0
         self._accepting: asyncio.Task[None] | None = None
         self._sweep: Timer | None = None
 
@@ -67,6 +70,7 @@ class Gate:
         """A request of a member begins on this connection."""
         visit = self._visits.get(transport) if transport is not None else None
         if visit is not None:
+            self._strangers -= not visit.member
             visit.member = True
             visit.requests += 1
 
@@ -91,9 +95,9 @@ class Gate:
                 await self._admit(connection, server)
 
     async def _admit(self, connection: socket.socket, server: web.Server) -> None:
-        self._forget_closed()
-        strangers = sum(not visit.member for visit in self._visits.values())
-        if len(self._visits) >= CONNECTIONS or strangers >= STRANGERS:
+        if self._full:
+            self._forget_closed()
+        if self._full:
             with connection, contextlib.suppress(OSError):
                 connection.setblocking(False)
                 connection.send(FULL)
@@ -102,11 +106,23 @@ class Gate:
         transport, _ = await loop.connect_accepted_socket(server, connection)
         assert isinstance(transport, asyncio.Transport)
         self._visits[transport] = _Visit(transport, self._clock.monotonic())
+        self._strangers += 1
+
+    @property
+    def _full(self) -> bool:
+        return len(self._visits) >= CONNECTIONS or self._strangers >= STRANGERS
 
     def _forget_closed(self) -> None:
-        if len(self._visits) >= STRANGERS:
-            for transport in [one for one in self._visits if one.is_closing()]:
-                del self._visits[transport]
+        """Make room of connections that have ended; not for each of a flood."""
+        now = self._clock.monotonic()
+        if now - self._looked >= LOOK_EVERY:
+            self._looked = now
+            for visit in [one for one in self._visits.values() if one.transport.is_closing()]:
+                self._forget(visit)
+
+    def _forget(self, visit: _Visit) -> None:
+        del self._visits[visit.transport]
+        self._strangers -= not visit.member
 
     def _close_idle(self) -> None:
         now = self._clock.monotonic()
@@ -115,5 +131,5 @@ class Gate:
             if not visit.requests and now - visit.since > allowed:
                 visit.transport.abort()
             if visit.transport.is_closing():
-                del self._visits[visit.transport]
+                self._forget(visit)
         self._sweep = self._clock.call_later(SWEEP_EVERY, self._close_idle)
