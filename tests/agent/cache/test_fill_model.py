@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -59,9 +59,11 @@ class Read:
         if not self._cached.begin_read(self.extent):
             asyncio.get_running_loop().call_soon(self._again)
             return
-        found = os.pread(self._cached.fd, self.extent.length, self.extent.offset)
+        expected = DATA[self.extent.offset : self.extent.end]
+        found = bytearray(len(expected))
+        self._cached.read(Extent(self.extent.offset, len(expected)), memoryview(found))
         self._cached.end_read(self.extent)
-        assert found == DATA[self.extent.offset : self.extent.end]
+        assert found == expected
         assert not self.left
         self.result.set_result(None)
 
@@ -135,7 +137,9 @@ class Run:
         for gate in self.gates:
             gate.open.set()
         open_reads = [read.result for read in self.reads if not read.left]
+        give_up = time.monotonic() + 10
         while not all(result.done() for result in open_reads):
+            assert time.monotonic() < give_up, "a reader was told nothing"
             await turn(1)
             self.clock.advance(1.0)
         await asyncio.wait_for(self.filler.close(), 10)
