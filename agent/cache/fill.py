@@ -173,7 +173,8 @@ class Filler:
     def prefetch(self, cached: CachedObject, chunks: range, owner: object) -> None:
         """Fill chunks ahead of `owner`, less urgently than what readers wait for."""
         for chunk in () if self._closing else chunks:
-            if not cached.present[chunk] and self._setback(cached, chunk) is None:
+            held = cached.present[chunk] or chunk in cached.passing
+            if not held and self._setback(cached, chunk) is None:
                 self._want(cached, chunk, Urgency.PREFETCH).owners.add(owner)
 
     def preload(
@@ -210,7 +211,8 @@ class Filler:
 
     @staticmethod
     def _gaps(cached: CachedObject, reader: Reader, gap: int) -> list[int]:
-        return [chunk for chunk in cached.chunks(reader.extent) if chunk >= gap and not cached.present[chunk]]
+        behind = (chunk for chunk in cached.chunks(reader.extent) if chunk >= gap)
+        return [chunk for chunk in behind if not cached.present[chunk] and chunk not in cached.passing]
 
     def _want(self, cached: CachedObject, chunk: int, urgency: Urgency) -> Flight:
         key = (cached.ref.key, chunk)

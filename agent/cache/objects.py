@@ -169,7 +169,7 @@ class CachedObject:
 
     def _in_memory(self, start: int, end: int) -> PassingLanding | None:
         """What holds these bytes. Whoever began to read them there finds it, until `end_read`."""
-        return next((held for held in self.memory if held.start <= start and end <= held.position), None)
+        return next((held for held in self.memory if held.holds(start, end)), None)
 
     def _read_file(self, view: memoryview, offset: int) -> None:
         done = 0

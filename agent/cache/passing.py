@@ -25,6 +25,11 @@ class PassingLanding(Landing):
     def __init__(self, extent: Extent) -> None:
         super().__init__(-1, extent)
         self._memory = bytearray(extent.length)  # fresh pages: they take memory once they are written
+        self._filled = extent.offset
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether the bytes [start, end) are here, also after `rewind`: who began to read them goes on."""
+        return self.start <= start and end <= self._filled
 
     def part(self, start: int, end: int) -> memoryview:
         """The bytes [start, end) of the object."""
@@ -33,6 +38,7 @@ class PassingLanding(Landing):
     def _keep(self, data: memoryview, offset: int) -> None:
         begin = offset - self.start
         self._memory[begin : begin + len(data)] = data
+        self._filled = max(self._filled, offset + len(data))
 
 
 class Carrier(Protocol):
@@ -89,6 +95,9 @@ class PassingChunks:
             self._drop(cached, landing)
             self._grant()
             return
+        if (older := cached.passing.get(chunk)) is not None:
+            del self._kept[older]
+            self._drop(cached, older)
         cached.passing[chunk] = landing
         self._kept[landing] = (cached, chunk)
         self._grant()
@@ -118,7 +127,8 @@ class PassingChunks:
         return True
 
     def _drop(self, cached: Carrier, landing: PassingLanding) -> None:
-        """Take the bytes away once nobody reads them."""
+        """Take the bytes away once nobody reads them; from here on nobody begins to."""
+        landing.rewind()  # it may be among the landings of its object until its flight is closed
         loop = asyncio.get_running_loop()
 
         def unread() -> None:
