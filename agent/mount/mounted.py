@@ -35,6 +35,7 @@ from agent.mount.operations import Operations, Refused, split
 from agent.mount.passthrough import Passthrough
 from agent.mount.pool import Pool
 from agent.mount.reads import Buffers, PendingRead, read_present
+from agent.mount.retries import Retries
 from agent.mount.tally import Tally
 from agent.mount.tree import Tree
 from agent.mount.wire import READ_REQUEST, Header, WireError
@@ -101,6 +102,7 @@ class Mounted:
         # Handles of a predecessor must not meet ours: each life of the agent numbers in a range of its own.
         self._numbers = itertools.count(secrets.randbits(32) << 31)
         self._stale_told: set[int] = set()
+        self._retries = Retries(services.store, services.loop)
         self._waiting: set[PendingRead] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = {int(code): services.metrics.fuse_request(code.name.lower()) for code in Opcode}
@@ -134,6 +136,7 @@ class Mounted:
             task.cancel()
         for number in list(self._handles):
             self._released(number)
+        self._retries.close()
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -310,8 +313,10 @@ class Mounted:
         ino, generation = split(nodeid)
         current = await self._passthrough.generation(ino, cached)
         # A file that is bound by itself is never looked up again: the second time, serve what it has.
-        if generation != current and (generation % 2 or nodeid not in self._stale_told):
+        again = nodeid in self._stale_told or self._retries.expected(ino)
+        if generation != current and (generation % 2 or not again):
             self._stale_told.add(nodeid)
+            self._retries.expect(ino, cached)
             raise Refused(errno.ESTALE)
         if generation % 2 == 0:
             self.metrics.opens_cached.inc()
@@ -319,6 +324,7 @@ class Mounted:
             return wire.encode_open(number, CACHED_FLAGS)
         backing = await self._passthrough.backing_id(nodeid, cached)
         if backing is None:
+            self._retries.expect(ino, cached)
             raise Refused(errno.ESTALE)
         self.metrics.opens_passthrough.inc()
         self.tally.opened(passthrough=True)
