@@ -12,6 +12,7 @@ from bench import (
     cold_mapped,
     first_mib,
     options,
+    oversized,
     promoted,
     small_files,
     transfer,
@@ -35,6 +36,7 @@ WORKLOADS: tuple[Workload, ...] = (
     small_files.WORKLOAD,
     waiting.WORKLOAD,
     warm_start.WORKLOAD,
+    oversized.WORKLOAD,
     transfer.TLS,
     transfer.HTTP,
 )
