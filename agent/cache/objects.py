@@ -180,8 +180,11 @@ class CachedObject:
             done += count
 
     def open_read_only(self) -> int:
-        """A new descriptor of the file for reading only, as the holder wants it; the caller closes it."""
-        return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        """A new descriptor of the file for reading only, as the holder wants it; the caller closes it.
+
+        Of the file that is open, whatever somebody has done to its name meanwhile (proc_pid_fd(5)).
+        """
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -78,7 +78,7 @@ class Passthrough:
                 continue
             try:
                 await asyncio.shield(self._asked(nodeid, cached))
-            except HolderError as error:
+            except (HolderError, StoreError) as error:
                 self._decline(nodeid, error)
                 return None
         return self.backing[nodeid]
@@ -115,7 +115,7 @@ class Passthrough:
                     return
             self._loop.call_soon_threadsafe(self._close, nodeid)
 
-    def _decline(self, nodeid: int, error: HolderError) -> None:
+    def _decline(self, nodeid: int, error: HolderError | StoreError) -> None:
         ino, generation = split(nodeid)
         if self.generations.get(ino, 0) == generation:
             self.generations[ino] = generation + 1

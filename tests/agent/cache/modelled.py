@@ -246,6 +246,7 @@ class Site:
         self.end_held()
         while (told := self._differences()) and time.monotonic() < deadline:
             await asyncio.wait([asyncio.create_task(self.store.blocking(lambda: None))], timeout=1.0)
+            self.clock.advance(0.1)  # a fill may wait for its next attempt
         assert told == []
 
     def _differences(self) -> list[str]:

@@ -62,3 +62,13 @@ def test_the_read_only_descriptor_cannot_write(cached: CachedObject) -> None:
             os.write(fd, b"x")
     finally:
         os.close(fd)
+
+
+def test_the_file_that_is_open_is_opened_again_though_its_name_is_gone(cached: CachedObject) -> None:
+    os.pwrite(cached.fd, b"bytes", 0)
+    cached.path.unlink()
+    again = cached.open_read_only()
+    assert os.pread(again, 5, 0) == b"bytes"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(again, b"x", 0)
+    os.close(again)
