@@ -102,7 +102,7 @@ class Mounted:
         # Handles of a predecessor must not meet ours: each life of the agent numbers in a range of its own.
         self._numbers = itertools.count(secrets.randbits(32) << 31)
         self._stale_told: set[int] = set()
-        self._retries = Retries(services.store, services.loop)
+        self._retries = Retries(services.store, services.loop, taken_over=init is not None)
         self._waiting: set[PendingRead] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = {int(code): services.metrics.fuse_request(code.name.lower()) for code in Opcode}
@@ -302,6 +302,7 @@ class Mounted:
             self._services.store.release(cached)
             raise
         cached.use()
+        self._retries.came(split(header.nodeid)[0])
         self._passthrough.told(header.nodeid)
         self._handles[number] = Handle(cached)
         if not request.answer(payload):
