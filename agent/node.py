@@ -9,7 +9,7 @@ from collections.abc import Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
-from agent.cache.directory import StoreLimits
+from agent.cache.directory import State, StoreLimits
 from agent.cache.evictor import Evictor
 from agent.cache.fill import Filler
 from agent.cache.pins import Pin, Pins
@@ -102,6 +102,19 @@ class Node:
                     reason=directory.reason,
                 )
                 for directory in self._store.directories
+            ]
+            + [
+                StoreView(
+                    directory=str(path),
+                    bytes=0,
+                    chunks=0,
+                    objects=0,
+                    capacity=0,
+                    reserve=0,
+                    state=State.FAILED.value,
+                    reason=reason,
+                )
+                for path, reason in self._store.conditions.absent.items()
             ],
             mounts=len(self.mounts()),
             ready=not self.unready(),
@@ -327,6 +340,7 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
             stack.push_async_callback(cluster.leave)
         await mounts.adopt(held)
         evictor = Evictor(store, Claims(mounts, pins), clock, metrics)
+        pins.on_removed = evictor.hope
         evictor.start()
         stack.push_async_callback(evictor.close)
         handover = Handover(holder, mounts, shape, clock, metrics)

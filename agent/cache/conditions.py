@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,27 @@ from agent.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+# What a disk says that fails, is read-only, or is not there: a mount point without its disk is closed to us.
+GONE = frozenset(
+    {
+        errno.EIO,
+        errno.EROFS,
+        errno.ENOENT,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.ESTALE,
+        errno.ENOTCONN,
+        errno.ETIMEDOUT,
+        errno.EUCLEAN,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EACCES,
+    }
+)
+# sqlite.org/rescode.html: what SQLite says where the disk fails, is read-only or is gone.
+DEAD = frozenset(
+    {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL}
+)
 PROBE = 64 * 1024  # bytes; less could still find its place on a disk that takes no chunk
 
 
@@ -35,6 +57,7 @@ class Conditions:
         self._directories = directories
         self._blocking = blocking
         self._metrics = metrics
+        self.absent: dict[Path, str] = {}  # those that could not be opened at the start, and why
         for directory in directories:
             self._set(directory, State.OK, "")
 
@@ -49,6 +72,12 @@ class Conditions:
                 error,
             )
         self._set(directory, state, str(error))
+
+    def miss(self, path: Path, error: Exception) -> None:
+        """A directory could not be opened, and the agent goes on without it until its next start."""
+        log.error("%s is left out until the agent starts again: %s", path, error)
+        self.absent[path] = str(error)
+        self._show(path, State.FAILED)
 
     async def probe(self, suspects: Sequence[Directory] | None = None) -> None:
         """Try each of the suspects, or else each directory that is not well, and mark what comes of it."""
@@ -69,12 +98,18 @@ class Conditions:
             f"the store directory {one.path} is {one.state.value}: {one.reason}"
             for one in self._directories
             if one.state is not State.OK
+        ] + [
+            f"the store directory {path} is left out until the agent starts again: {reason}"
+            for path, reason in self.absent.items()
         ]
 
     def _set(self, directory: Directory, state: State, reason: str) -> None:
         directory.state, directory.reason = state, reason
+        self._show(directory.path, state)
+
+    def _show(self, path: Path, state: State) -> None:
         for known in State:
-            gauge = self._metrics.store_state.labels(str(directory.path), known.value)
+            gauge = self._metrics.store_state.labels(str(path), known.value)
             gauge.set(1 if known is state else 0)
 
 
@@ -83,6 +118,14 @@ def store_error(error: OSError, what: str) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"{what}: the disk is full; free some space")
     return StoreFailed(f"{what}: {error.strerror}")
+
+
+def is_dead(error: BaseException) -> bool:
+    """Whether an error of opening a directory is its disk's, and not a mistake or another agent."""
+    cause = error if isinstance(error, OSError) else error.__cause__
+    if isinstance(cause, sqlite3.Error):
+        return cause.sqlite_errorcode & 0xFF in DEAD
+    return isinstance(cause, OSError) and cause.errno in GONE
 
 
 def _probe(directory: Directory) -> None:

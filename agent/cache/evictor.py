@@ -80,6 +80,7 @@ class Evictor:
     def hope(self) -> None:
         """A claim has ended: what could not go before may go now."""
         self._hopeless.clear()
+        self._pressed.set()
 
     async def evict(self, directory: Directory, length: int) -> bool:
         """Have a pass try to make room for `length` bytes more; whether it made any."""

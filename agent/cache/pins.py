@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from agent.cache.directory import Directory, State
 from agent.cache.index import Index
 from agent.cache.store import Store
 from agent.clock import Clock
-from agent.errors import BadRequest
+from agent.errors import BadRequest, StoreFailed
 from agent.metrics import Metrics
 
 RETAINED = 7 * 24 * 3600.0  # seconds: no clock is wrong for so long unnoticed
@@ -39,7 +40,8 @@ class Pins:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._pins: dict[str, tuple[Pin, Index]] = {}
+        self._pins: dict[str, tuple[Pin, Index | None]] = {}
+        self.on_removed: Callable[[], None] = _nothing
 
     async def load(self) -> None:
         """Take up the pins of earlier lives. Raises StoreFailed."""
@@ -54,24 +56,36 @@ class Pins:
         if until <= self._clock.time():
             raise BadRequest("until: that time has passed; give one in the future, in seconds since 1970")
         pin = Pin(secrets.token_hex(8), uri, revision, until, reason, frozenset(keys))
-        index = self._store.directories[0].index
-        self._pins[pin.id] = (pin, index)  # in force before it is durable: eviction may be under way
+        self._pins[pin.id] = (pin, None)  # in force before it is durable: eviction may be under way
         try:
-            await self._store.blocking(_save, index, pin)
+            self._pins[pin.id] = (pin, await self._saved(pin))
         except BaseException:
             del self._pins[pin.id]
             raise
         self.active()
         return pin
 
+    async def _saved(self, pin: Pin) -> Index:
+        """The index that has taken a pin: of the first directory that is well, and can."""
+        well = sorted(self._store.directories, key=_condition)
+        for directory in well[:-1]:
+            try:
+                await self._store.blocking(_save, directory.index, pin)
+                return directory.index
+            except StoreFailed as error:
+                self._store.conditions.mark(directory, error)
+        await self._store.blocking(_save, well[-1].index, pin)
+        return well[-1].index
+
     async def remove(self, name: str) -> None:
         """End a pin now. BadRequest where there is none."""
-        if name not in self._pins:
+        _, index = self._pins.get(name, (None, None))
+        if index is None:
             raise BadRequest(f"there is no pin {name!r}")
-        _, index = self._pins[name]
         await self._store.blocking(_delete, index, name)
         self._pins.pop(name, None)
         self.active()
+        self.on_removed()
 
     def active(self) -> list[Pin]:
         """The pins that are in force now, the one that ends first before the others."""
@@ -83,6 +97,14 @@ class Pins:
     def keys(self) -> set[str]:
         """The keys of the objects that are pinned now."""
         return set().union(*(pin.keys for pin in self.active()))
+
+
+def _condition(directory: Directory) -> int:
+    return list(State).index(directory.state)
+
+
+def _nothing() -> None:
+    """What happens when a pin is removed and nobody waits for room."""
 
 
 def _load(index: Index, oldest: float) -> list[Pin]:

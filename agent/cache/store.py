@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.cache import uses
+from agent.cache.conditions import is_dead
 from agent.cache.departure import Departures
 from agent.cache.directory import Directory, Filling, State, StoreLimits, open_directory
 from agent.cache.files import find_and_open, is_full
@@ -26,7 +27,7 @@ from agent.cache.renewal import renew
 from agent.cache.verify import verified
 from agent.clock import Clock
 from agent.content import ObjectRef, chunk_extent
-from agent.errors import StoreError, StoreFailed, StoreFull
+from agent.errors import HeadraceError, StoreError, StoreFailed, StoreFull
 from agent.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -59,20 +60,34 @@ class Store(Departures):
         clock: Clock,
         metrics: Metrics | None = None,
     ) -> Store:
-        """Open or make the store. Raises ConfigError for a directory that cannot be used, StoreFailed."""
+        """Open or make the store. Raises ConfigError for a directory that cannot be used, StoreFailed.
+
+        A directory whose disk fails is left out, and told of, where another one works.
+        """
         metrics = metrics or Metrics()
         thread = ThreadPoolExecutor(1, thread_name_prefix="index")
         loop = asyncio.get_running_loop()
         directories: list[Directory] = []
+        dead: dict[Path, HeadraceError] = {}
         try:
             for path in paths:
-                directories.append(await loop.run_in_executor(thread, open_directory, path, limits, metrics))
+                try:
+                    made = await loop.run_in_executor(thread, open_directory, path, limits, metrics)
+                    directories.append(made)
+                except (HeadraceError, OSError) as error:
+                    if not is_dead(error):
+                        raise
+                    dead[path] = _fault(path, error)
+            if not directories and dead:
+                raise next(iter(dead.values()))
         except BaseException:
             for directory in directories:
                 await loop.run_in_executor(thread, directory.close)
             thread.shutdown()
             raise
         store = cls(directories, chunk_size, clock, thread, metrics)
+        for path, fault in dead.items():
+            store.conditions.miss(path, fault)
         await store._begin()
         return store
 
@@ -245,6 +260,12 @@ class Store(Departures):
         if found is None:
             raise StoreFailed(f"{cached.ref.uri}: no directory of the store has its file")
         return found[1]
+
+
+def _fault(path: Path, error: HeadraceError | OSError) -> HeadraceError:
+    if isinstance(error, OSError):
+        return StoreFailed(f"{path} cannot be used: {error.strerror}")
+    return error
 
 
 def _no_room(directory: Directory, limit: int) -> str:
