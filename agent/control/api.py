@@ -50,6 +50,7 @@ STATUSES: dict[type[errors.HeadraceError], int] = {
     errors.OriginError: 502,
     errors.OriginUnavailable: 503,
     errors.OriginMisbehaved: 502,
+    errors.ChecksumDiffers: 502,
     errors.AccessDenied: 403,
     errors.ObjectMissing: 404,
     errors.VersionChanged: 409,

@@ -240,3 +240,52 @@ async def test_a_mount_request_that_is_wrong_names_its_field_and_repeats_no_valu
         message = (await answer.json())["message"]
     assert message.startswith(f"{field}: ")
     assert "hush-1" not in message + caplog.text
+
+
+async def test_pins_are_made_listed_and_ended(client: AdminClient) -> None:
+    pin = await client.pin(DATASET.revision, 2_000_000_000.5, "the campaign\nof may")
+    assert (pin.uri, pin.revision, pin.until) == (DATASET.uri, DATASET.revision, 2_000_000_000.5)
+    assert (pin.reason, pin.objects) == ("the campaign\nof may", 5)
+    assert await client.pins() == [pin]
+    await client.unpin(pin.id)
+    assert await client.pins() == []
+
+
+async def test_the_end_of_a_pin_that_is_not_there_is_refused(client: AdminClient) -> None:
+    for name, status in (("none", 400), ("a/b", 400), ("..", 404)):
+        with pytest.raises(AdminError) as caught:
+            await client.unpin(name)
+        assert caught.value.status == status, name
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ({}, "revision"),
+        ({"revision": "x", "until": 1}, "revision"),
+        ({"revision": "AB" * 16, "until": 1}, "revision"),
+        ({"revision": "ab" * 16}, "until"),
+        ({"revision": "ab" * 16, "until": "tomorrow"}, "until"),
+        ({"revision": "ab" * 16, "until": True}, "until"),
+        ({"revision": "ab" * 16, "until": 1, "reason": "x" * 1001}, "reason"),
+        ({"revision": "ab" * 16, "until": 1, "for": "ever"}, "for"),
+    ],
+)
+async def test_a_bad_pin_is_refused_and_the_field_named(
+    raw: aiohttp.ClientSession, agent: InMemoryAgent, body: dict[str, object], named: str
+) -> None:
+    async with raw.post("/v1/pins", json=body) as answer:
+        said = await answer.json()
+    assert (answer.status, said["error"]) == (400, "BadRequest")
+    assert said["message"].startswith(f"{named}: ")
+    assert not agent.pinned
+
+
+@pytest.mark.parametrize("until", ["NaN", "Infinity", "-Infinity", "1e999"])
+async def test_a_pin_without_an_end_is_refused(
+    raw: aiohttp.ClientSession, agent: InMemoryAgent, until: str
+) -> None:
+    body = f'{{"revision": "{DATASET.revision}", "until": {until}}}'
+    async with raw.post("/v1/pins", data=body.encode()) as answer:
+        assert answer.status == 400
+    assert not agent.pinned
