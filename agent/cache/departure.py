@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -41,6 +41,8 @@ class Departures(Records):
     ) -> None:
         super().__init__(directories, clock, index_thread)
         self.conditions = Conditions(directories, self._blocking, metrics)
+        # Awaited with an object's key before its file is unlinked: who keeps the file open lets go of it.
+        self.before_removal: Callable[[str], Awaitable[None]] = _nobody
         self._open: dict[str, tuple[CachedObject, Directory | None]] = {}
         self._opening: dict[str, asyncio.Task[CachedObject]] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
@@ -62,13 +64,15 @@ class Departures(Records):
             await asyncio.wait([task])
 
     def lost(self, cached: CachedObject, chunks: Iterable[int]) -> None:
-        """Chunks that are present cannot be read from the disk: they are absent from now on."""
+        """Chunks that are present cannot be read from the disk: they are absent from now on, and read through
+        while the object stays open."""
         found = self.found(cached.ref.key)
         gone = [chunk for chunk in chunks if cached.present[chunk]]
         if found is None or found[0] is not cached or not gone:
             return
         for chunk in gone:
             cached.unpublish(chunk)
+        cached.unreadable.update(gone)
         directory = found[1]
         directory.used -= sum(cached.extent(chunk).length for chunk in gone)
         task = asyncio.create_task(self._forget(directory, cached, gone))
@@ -106,6 +110,7 @@ class Departures(Records):
         self._idle.pop(key, None)
         self._removing[key] = gone = asyncio.get_running_loop().create_future()
         try:
+            await self.before_removal(key)
             return await self._remove(directory, key, cached)
         finally:
             del self._removing[key]
@@ -234,3 +239,7 @@ def _tell(loop: asyncio.AbstractEventLoop, unread: asyncio.Future[None]) -> None
 
 async def _freed(size: int) -> int:
     return size
+
+
+async def _nobody(key: str) -> None:
+    """What nobody keeps open needs no word before it goes."""

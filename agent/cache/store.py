@@ -150,6 +150,8 @@ class Store(Departures):
             raise kind(f"{directory.path} takes no fills: {directory.reason}")
         if not cached.writable:
             raise StoreFailed(f"{cached.path} was complete: it is not written any more")
+        if chunk in cached.unreadable:
+            raise StoreFailed(f"{cached.path}: the disk did not give back what was written there")
         limit = directory.limit
         if directory.used + length > limit:
             self.on_pressure()

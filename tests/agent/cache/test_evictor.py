@@ -7,11 +7,14 @@ import os
 from collections.abc import Set
 from pathlib import Path
 
+import pytest
+
 from agent.cache.evictor import CHECK_SECONDS, Evictor
 from agent.cache.objects import CachedObject
 from agent.cache.pins import Pins
 from agent.cache.store import Store
 from agent.content import Extent, ObjectRef
+from agent.errors import StoreFailed
 from agent.metrics import Metrics
 from tests.agent.cache.conftest import CHUNK, open_store
 from tests.fakes.clock import ManualClock
@@ -215,3 +218,41 @@ async def test_pins_are_durable_and_end_at_their_own_time_wherever_the_clock_goe
     await again.remove(pin.id)
     assert again.active() == []
     await store.close()
+
+
+@pytest.mark.parametrize("day", [24 * 3600.0, -24 * 3600.0])
+async def test_a_clock_that_is_moved_evicts_nothing_and_holds_nothing_up(tmp_path: Path, day: float) -> None:
+    site = await make(tmp_path)
+    pins = Pins(site.store, site.clock, Metrics("test"))
+    pin = await pins.add("s3://b", "r", [ref("kept", 2).key], site.clock.time() + 3600, "a test")
+    await site.add("kept", 2, 2)
+    await site.add("cold", 4, 4)
+    site.clock.shift(day)
+    site.clock.advance(CHECK_SECONDS)
+    await asyncio.wait([asyncio.create_task(site.store.blocking(lambda: None))])
+    assert (await site.present("kept", 2), await site.present("cold", 4)) == (2, 4)
+    site.claims.held |= pins.keys()
+    assert await site.evict(10)
+    kept = 0 if day > 0 else 2  # the clock is past the end of the pin, or before it
+    assert (await site.present("kept", 2), await site.present("cold", 4)) == (kept, 0)
+    await site.add("new", 5, 5)
+    site.clock.shift(-day)
+    assert pins.active() == [pin], "it ends at its own time"
+    await site.end()
+
+
+async def test_what_the_disk_does_not_give_back_is_absent_and_not_kept_there_again(tmp_path: Path) -> None:
+    site = await make(tmp_path)
+    cached = await site.add("part", 9, 3, keep=True)
+    site.store.lost(cached, range(1, 2))
+    assert list(cached.present) == [1, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert site.store.directories[0].used == 2 * CHUNK
+    with pytest.raises(StoreFailed, match="give back"):
+        site.store.reserve(cached, 1)
+    site.store.release(cached)
+    await site.end()
+    again = await make(tmp_path)
+    cached = await again.store.acquire(ref("part", 9))
+    assert list(cached.present) == [1, 0, 1, 0, 0, 0, 0, 0, 0]
+    await fill(again.store, cached, 1)
+    await again.end()
