@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import itertools
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,3 +133,46 @@ def test_a_dataset_twice_the_store_read_by_four_at_once_evicts_and_leaves_what_i
     keeps_what_is_pinned(tight, kept, "twice-kept", digest)
     for target in (mount, kept):
         tight.umount(target)
+
+
+HOLD = """
+import hashlib, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+print("open", flush=True)
+sys.stdin.read()
+print(hashlib.sha256(os.read(fd, 1 << 30)).hexdigest())
+"""
+
+
+def test_what_is_open_in_the_kernel_stays_over_a_restart_of_the_agent_and_may_go_after(
+    tight: LocalStack, seed: int
+) -> None:
+    contents = put(tight, "leased", {"open": 4 * MIB, **{f"f{n}": 10 * MIB for n in range(12)}}, seed)
+    expected = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    first, second = [f"f{n}" for n in range(7)], [f"f{n}" for n in range(7, 12)]
+    mount = tight.mount("s3://leased")
+    assert read("sequential", mount / "open") == [expected["open"]]
+    command = [sys.executable, "-c", HOLD, str(mount / "open")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holding:
+        try:
+            assert holding.stdout is not None
+            assert holding.stdout.readline() == "open\n"
+            assert tight.metrics()['headrace_opens_total{mode="passthrough"}'] == 1
+            tight.kill_agent()
+            tight.start_agent()
+            assert read("sequential", *(mount / name for name in first)) == [expected[n] for n in first]
+            assert tight.metrics()[BYTES] >= 20 * MIB
+            assert asyncio.run(_present(tight, "leased"))["open"] == 4 * MIB
+            output, _ = holding.communicate("", timeout=20)
+        finally:
+            holding.kill()
+    assert output.split() == [expected["open"]]
+    assert read("sequential", *(mount / name for name in second)) == [expected[n] for n in second]
+    assert asyncio.run(_present(tight, "leased"))["open"] == 0
+    tight.umount(mount)
+
+
+async def _present(stack: LocalStack, bucket: str) -> dict[str, int]:
+    async with AdminClient(str(stack.layout.admin_socket)) as client:
+        (found,) = [one for one in await client.datasets() if one.uri == f"s3://{bucket}"]
+        return {one.path: one.bytes_present for one in await client.objects(found.revision)}
