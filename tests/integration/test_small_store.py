@@ -215,16 +215,16 @@ def _free(path: Path) -> int:
 
 
 @contextmanager
-def failing_writes(pid: int) -> Iterator[None]:
-    """Every pwrite of a process fails with EIO, in all of its threads."""
+def failing(pid: int, calls: str) -> Iterator[None]:
+    """Every one of these system calls of a process fails with EIO, in all of its threads."""
     command = [
         "strace",
         "-f",
         "-qq",
         "-e",
-        "trace=pwrite64",
+        f"trace={calls}",
         "-e",
-        "inject=pwrite64:error=EIO",
+        f"inject={calls}:error=EIO",
         "-p",
         str(pid),
     ]
@@ -251,7 +251,7 @@ def test_writes_that_fail_are_read_past_and_the_directory_is_used_again_without_
             stack.s3.put("failing", name, data)
         mount = stack.mount("s3://failing")
         failed = f'headrace_store_state{{directory="{stack.layout.store}",state="failed"}}'
-        with failing_writes(stack.process("agent").pid):
+        with failing(stack.process("agent").pid, "pwrite64"):
             assert read("sequential", mount / "one") == expected
             assert stack.metrics()[failed] == 1
         _until(lambda: not stack.metrics()[failed], within=30)
@@ -259,6 +259,21 @@ def test_writes_that_fail_are_read_past_and_the_directory_is_used_again_without_
         assert passed >= 10 * MIB
         assert read("sequential", mount / "two") == expected
         assert stack.metrics()["headrace_passing_bytes_total"] == passed
+        stack.umount(mount)
+
+
+@pytest.mark.timeout(120)
+def test_what_the_disk_does_not_give_back_is_read_from_the_origin(seaweed: SeaweedS3, seed: int) -> None:
+    data = random.Random(seed).randbytes(30 * MIB)
+    with LocalStack(SETTINGS, s3=seaweed) as stack:
+        stack.s3.put("unreadable", "part", data)
+        mount = stack.mount("s3://unreadable")
+        read_chunks(mount, ["part"], {"part": data})
+        before = stack.metrics()
+        with failing(stack.process("agent").pid, "preadv,preadv2"):
+            read_chunks(mount, ["part"], {"part": data})
+        passed = stack.metrics()["headrace_passing_bytes_total"]
+        assert passed >= before["headrace_passing_bytes_total"] + len(ORDER) * MIB
         stack.umount(mount)
 
 
