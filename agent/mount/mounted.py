@@ -148,6 +148,13 @@ class Mounted:
         entries = (self._operations.file(nodeid).entry for nodeid in self._passthrough.unsure)
         return {entry.ref.key for entry in entries if entry is not None}
 
+    async def let_go(self, key: str) -> None:
+        """An object that nobody has open is about to be evicted (loop)."""
+        if key in self.keys:
+            files = ((nodeid, self._operations.file(nodeid).entry) for nodeid in self._passthrough.backing)
+            inos = {split(nodeid)[0] for nodeid, entry in files if entry is not None and entry.ref.key == key}
+            await self._passthrough.let_go(inos)
+
     def submit(self, job: Callable[[], None]) -> None:
         self._services.pool.submit(job)
 

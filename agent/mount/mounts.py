@@ -57,6 +57,7 @@ class Mounts:
         self._warming: dict[str, Warming] = {}
         self._tasks: set[asyncio.Future[None]] = set()
         self._making: dict[str, asyncio.Task[Mounted]] = {}
+        services.store.before_removal = self._let_go
 
     async def adopt(self, held: list[HeldMount]) -> None:
         """Serve on what the holder kept, first of all the requests that a predecessor left unanswered."""
@@ -151,6 +152,10 @@ class Mounts:
     def leased(self) -> Set[str]:
         """The keys of the objects that may be open passthrough since before this agent's life."""
         return set().union(*(mounted.leased() for mounted in self._mounts.values()))
+
+    async def _let_go(self, key: str) -> None:
+        for mounted in list(self._mounts.values()):
+            await mounted.let_go(key)
 
     def record(self, name: str) -> MountRecord:
         """What a mount is. Raises HolderError where it has gone meanwhile."""

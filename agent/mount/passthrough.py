@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections.abc import Set
 
 from agent.cache.objects import CachedObject
 from agent.errors import HolderError, StoreError
@@ -95,6 +96,18 @@ class Passthrough:
     async def _ask(self, nodeid: int, cached: CachedObject) -> None:
         self.backing[nodeid] = await asyncio.to_thread(self._ask_holder, nodeid, cached)
 
+    async def let_go(self, inos: Set[int]) -> None:
+        """Close the ids of files that nobody has open: an id keeps an unlinked file on the disk."""
+        nodeids = {nodeid for nodeid in self.backing if split(nodeid)[0] in inos}
+        nodeids -= self.unsure | self._asking.keys()
+        for nodeid in nodeids:
+            self._shut(nodeid)
+            ino, generation = split(nodeid)
+            if self.generations.get(ino, 0) == generation:
+                self.generations[ino] = generation + 1
+        if closing := [self._closing[nodeid] for nodeid in nodeids if nodeid in self._closing]:
+            await asyncio.wait(closing)
+
     def told(self, nodeid: int) -> None:
         """The nodeid was opened or released: from here on its handles are known."""
         self.unsure.discard(nodeid)
@@ -143,7 +156,11 @@ class Passthrough:
             return  # somebody is about to open it; the kernel forgets it again after that
         if not known_again:
             self.unsure.discard(nodeid)
-        if not known_again and self.backing.pop(nodeid, None) is not None:
+        if not known_again:
+            self._shut(nodeid)
+
+    def _shut(self, nodeid: int) -> None:
+        if self.backing.pop(nodeid, None) is not None:
             closing = self._loop.run_in_executor(None, self._tell_closed, nodeid)
             self._closing[nodeid] = closing
             closing.add_done_callback(lambda _: self._closing.pop(nodeid, None))
