@@ -7,12 +7,14 @@ never used again: it is unlinked and made anew when its object comes back (files
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.cache.directory import Directory
+from agent.cache.objects import CachedObject
 from agent.content import Extent, chunk_extent
 
 KEEP_SIZE, PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -78,6 +80,28 @@ def trim(directory: Directory, key: str, chunks: Iterable[int]) -> Removed:
     finally:
         os.close(fd)
     return Removed(sum(extent.length for extent in extents.values()), len(extents), -1)
+
+
+def punch_unknown(cached: CachedObject) -> int:
+    """Give back the disk blocks of chunks that are not present, which a crash has left; how many chunks.
+
+    To be called before anybody fills the object. Raises OSError.
+    """
+    position, punched = 0, 0
+    while position < cached.ref.size:
+        try:
+            position = os.lseek(cached.fd, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # lseek(2): a hole up to the end
+                break
+            raise
+        chunk = position // cached.chunk_size
+        extent = cached.extent(chunk)
+        if not cached.present[chunk]:
+            punch(cached.fd, (extent,))
+            punched += 1
+        position = extent.end
+    return punched
 
 
 def punch(fd: int, extents: Iterable[Extent]) -> None:

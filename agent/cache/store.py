@@ -23,6 +23,7 @@ from agent.cache.files import find_and_open, is_full
 from agent.cache.index import ChunkRow
 from agent.cache.objects import CachedObject, Uses
 from agent.cache.placement import Placement
+from agent.cache.removal import punch_unknown
 from agent.cache.renewal import renew
 from agent.cache.verify import verified
 from agent.clock import Clock
@@ -238,6 +239,9 @@ class Store(Departures):
                 return await self._load_from(ref, directories)
         if row is None:
             cached.use()
+        elif kept and cached.writable:
+            with suppress(OSError):  # then only room is lost, and a disk that fails is found by its writes
+                await asyncio.to_thread(punch_unknown, cached)
         self._open[ref.key] = (cached, directory)
         self._idle[ref.key] = None
         return cached

@@ -256,3 +256,22 @@ async def test_what_the_disk_does_not_give_back_is_absent_and_not_kept_there_aga
     assert list(cached.present) == [1, 0, 1, 0, 0, 0, 0, 0, 0]
     await fill(again.store, cached, 1)
     await again.end()
+
+
+async def test_what_a_crash_left_on_the_disk_without_rows_is_given_back_at_the_next_open(
+    tmp_path: Path,
+) -> None:
+    first = await make(tmp_path)
+    cached = await first.add("part", 9, 6, keep=True)
+    gone = [(chunk, CHUNK) for chunk in (0, 2, 3, 5)]
+    await first.store.blocking(first.store.directories[0].index.settle, cached.row, (), gone)
+    os.pwrite(cached.fd, b"x" * 100, 7 * CHUNK)  # it was being filled
+    first.store.release(cached)
+    await first.end()
+    site = await make(tmp_path)
+    assert on_disk(site.store, "part", 9) > 6 * CHUNK
+    cached = await site.store.acquire(ref("part", 9))
+    assert list(cached.present) == [0, 1, 0, 0, 1, 0, 0, 0, 0]
+    assert on_disk(site.store, "part", 9) == 2 * CHUNK
+    assert os.pread(cached.fd, 1, CHUNK) + os.pread(cached.fd, 1, 4 * CHUNK) == b"\2\5"
+    await site.end()
