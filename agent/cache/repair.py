@@ -5,7 +5,8 @@ no damage. Then the order is that of every removal: unpublished, forgotten in th
 nobody reads it any more. A file that was complete may be open elsewhere, so nothing is written into it: its
 good chunks are copied into a new one (renewal.py), which takes its place on the disk and under the
 descriptor that readers use; both hold the same bytes in all chunks that are present. While that goes on the
-descriptor is one for reading only, which no fill accepts. Belongs to the loop.
+descriptor is one for reading only, which no fill accepts, and who keeps the old file open elsewhere is told
+to let go of it. Belongs to the loop.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Repaired(Protocol):
     """What this needs of the store (agent/cache/store.py)."""
 
     directories: list[Directory]
+    before_removal: Callable[[str], Awaitable[None]]
 
     async def acquire(self, ref: ObjectRef) -> CachedObject: ...
     def release(self, cached: CachedObject) -> None: ...
@@ -98,6 +100,7 @@ class Repairs:
         directory.used -= sum(length for _, length in lengths)
         await unread(cached, taken)
         if renewed:
+            await self._store.before_removal(cached.ref.key)  # while it is not complete: nobody keeps it anew
             await self._renew(directory, cached)
 
     async def _renew(self, directory: Directory, cached: CachedObject) -> None:

@@ -99,6 +99,10 @@ class Mounted:
             Tree(dataset), self._passthrough.generations, self._passthrough.looked_up
         )
         self._handles: dict[int, Handle] = {}
+        # The inodes that may have backing ids, by the key of what they show: those opened in any life.
+        self._inos: dict[str, set[int]] = {}
+        for nodeid in backing:
+            self._opened_once(nodeid)
         # Handles of a predecessor must not meet ours: each life of the agent numbers in a range of its own.
         self._numbers = itertools.count(secrets.randbits(32) << 31)
         self._stale_told: set[int] = set()
@@ -149,11 +153,14 @@ class Mounted:
         return {entry.ref.key for entry in entries if entry is not None}
 
     async def let_go(self, key: str) -> None:
-        """An object that nobody has open is about to be evicted (loop)."""
-        if key in self.keys:
-            files = ((nodeid, self._operations.file(nodeid).entry) for nodeid in self._passthrough.backing)
-            inos = {split(nodeid)[0] for nodeid, entry in files if entry is not None and entry.ref.key == key}
+        """The file of an object is about to be evicted or replaced (loop)."""
+        if inos := self._inos.get(key):
             await self._passthrough.let_go(inos)
+
+    def _opened_once(self, nodeid: int) -> None:
+        entry = self._operations.file(nodeid).entry
+        if entry is not None:
+            self._inos.setdefault(entry.ref.key, set()).add(split(nodeid)[0])
 
     def submit(self, job: Callable[[], None]) -> None:
         self._services.pool.submit(job)
@@ -319,6 +326,7 @@ class Mounted:
         """The reply to OPEN. Refused(ESTALE) makes the kernel look the name up again, and find the nodeid
         under which the file is served now."""
         ino, generation = split(nodeid)
+        self._opened_once(nodeid)
         current = await self._passthrough.generation(ino, cached)
         # A file that is bound by itself is never looked up again: the second time, serve what it has.
         again = nodeid in self._stale_told or self._retries.expected(ino)

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Set
+from collections.abc import Iterator, Set
 
 from agent.cache.objects import CachedObject
 from agent.errors import HolderError, StoreError
@@ -89,24 +89,41 @@ class Passthrough:
         closed and be kept after it."""
         task = self._asking.get(nodeid)
         if task is None:
-            task = self._asking[nodeid] = self._loop.create_task(self._ask(nodeid, cached))
+            asking = self._ask(nodeid, cached, _whole_file(cached))
+            task = self._asking[nodeid] = self._loop.create_task(asking)
             task.add_done_callback(lambda _: self._asking.pop(nodeid))
         return task
 
-    async def _ask(self, nodeid: int, cached: CachedObject) -> None:
-        self.backing[nodeid] = await asyncio.to_thread(self._ask_holder, nodeid, cached)
+    async def _ask(self, nodeid: int, cached: CachedObject, file: tuple[int, int]) -> None:
+        """Have an id of that file kept, unless a repair or eviction has taken it away before the answer."""
+        backing = await asyncio.to_thread(self._ask_holder, nodeid, cached, file)
+        self.backing[nodeid] = backing
+        try:
+            same = _whole_file(cached) == file
+        except StoreError:
+            same = False
+        if not same:
+            self._shut(nodeid)
+            raise StoreError(f"{cached.path} was replaced meanwhile")
 
     async def let_go(self, inos: Set[int]) -> None:
-        """Close the ids of files that nobody has open: an id keeps an unlinked file on the disk."""
-        nodeids = {nodeid for nodeid in self.backing if split(nodeid)[0] in inos}
-        nodeids -= self.unsure | self._asking.keys()
-        for nodeid in nodeids:
-            self._shut(nodeid)
-            ino, generation = split(nodeid)
+        """Close the ids of files that leave the store: an id keeps an unlinked file on the disk, and a new
+        file in its place is served under another generation, with an id of its own."""
+        nodeids = {nodeid for nodeid in self._of(inos) if nodeid in self.backing}
+        for ino, generation in map(split, nodeids):
             if self.generations.get(ino, 0) == generation:
                 self.generations[ino] = generation + 1
+        nodeids -= self.unsure  # a predecessor may have left them open: they go when the kernel forgets them
+        for nodeid in nodeids:
+            self._shut(nodeid)
         if closing := [self._closing[nodeid] for nodeid in nodeids if nodeid in self._closing]:
             await asyncio.wait(closing)
+
+    def _of(self, inos: Set[int]) -> Iterator[int]:
+        """The nodeids of files that may have a backing id."""
+        for ino in inos:
+            for generation in range(1, self.generations.get(ino, 0) + 2, 2):
+                yield join(ino, generation)
 
     def told(self, nodeid: int) -> None:
         """The nodeid was opened or released: from here on its handles are known."""
@@ -139,12 +156,14 @@ class Passthrough:
         else:
             log.warning("%s: no passthrough for the moment: %s", self._mount, error)
 
-    def _ask_holder(self, nodeid: int, cached: CachedObject) -> int:
+    def _ask_holder(self, nodeid: int, cached: CachedObject, file: tuple[int, int]) -> int:
         try:
             fd = cached.open_read_only()
         except OSError as error:
             raise StoreError(f"cannot open {cached.path}: {error.strerror}") from error
         try:
+            if _identity(fd) != file:  # its number may stand for another file by now
+                raise StoreError(f"{cached.path} was replaced meanwhile")
             return self._holder.backing_open(self._mount, nodeid, fd)
         finally:
             os.close(fd)
@@ -170,6 +189,21 @@ class Passthrough:
             self._holder.backing_close(self._mount, nodeid)
         except HolderError as error:
             log.warning("%s: %s", self._mount, error)
+
+
+def _whole_file(cached: CachedObject) -> tuple[int, int]:
+    """Which file has all of the object now. StoreError where none has."""
+    if not cached.complete:
+        raise StoreError(f"{cached.path} is not complete any more")
+    return _identity(cached.fd)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    try:
+        status = os.fstat(fd)
+    except OSError as error:
+        raise StoreError(f"a file of the store was closed meanwhile: {error.strerror}") from error
+    return status.st_dev, status.st_ino
 
 
 def _generations(known: dict[int, int]) -> dict[int, int]:
