@@ -1,26 +1,24 @@
 """Filling chunks: one flight per chunk, whoever wants it, until it is recorded or cannot be had.
 
-Belongs to the loop. A flight goes through the states below; its bytes go through a `Landing`, which serves
-the readers as they arrive. A read that a flight cannot serve comes back here, until its patience ends.
+Belongs to the loop. A flight goes through the states of flight.py; its bytes go through a `Landing`, which
+serves the readers as they arrive. A read that a flight cannot serve comes back here, until its patience ends.
 Where the store can take nothing, a flight that somebody waits for passes its bytes through (passing.py).
 """
 
 from __future__ import annotations
 
 import asyncio
-import enum
 import functools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
 
+from agent.cache.flight import Flight, Reader, State
 from agent.cache.lanes import Lane, Urgency
 from agent.cache.objects import CachedObject
 from agent.cache.passing import PassingChunks, PassingLanding
+from agent.cache.setbacks import Setbacks, backoff
 from agent.cache.store import Store
-from agent.clock import Clock, Timer, timeout
-from agent.content import Extent
+from agent.clock import Clock, timeout
 from agent.errors import (
     HeadraceError,
     OriginMisbehaved,
@@ -32,70 +30,7 @@ from agent.errors import (
 )
 from agent.metrics import Metrics
 from agent.source import ChunkSource
-from agent.transfer.landing import Landing, Waiter
-
-FIRST_BACKOFF = 0.1
-LAST_BACKOFF = 5.0
-# A read that failed is asked again by the kernel at once, page by page: within this many seconds it gets the
-# same answer without another wait.
-SETBACK_SECONDS = 1.0
-
-
-class State(enum.Enum):
-    """QUEUED -> FETCHING -> RECORDING -> DONE; from each of the first three also to FAILED or CANCELLED, and
-    from FETCHING or RECORDING to PASSING, where the store fails."""
-
-    QUEUED = enum.auto()  # waits for its lane
-    FETCHING = enum.auto()  # bytes arrive, or a retry waits for its backoff
-    RECORDING = enum.auto()  # all bytes are in the file, the index does not know yet
-    PASSING = enum.auto()  # as FETCHING, into memory: the store does not take the bytes
-    DONE = enum.auto()
-    PASSED = enum.auto()
-    FAILED = enum.auto()
-    CANCELLED = enum.auto()  # nobody wants it any more
-
-
-class Reader(Waiter, Protocol):
-    """A read that waits for bytes. `needs` and `deadline` are written by the filler only."""
-
-    needs: int
-    deadline: float | None
-
-    @property
-    def extent(self) -> Extent: ...
-
-    def resume(self) -> None:
-        """Every byte is there: answer (called on the loop)."""
-
-    def fail(self, error: HeadraceError) -> None:
-        """The bytes cannot be had (called on the loop)."""
-
-
-@dataclass(eq=False, slots=True)
-class Flight:
-    """One chunk on its way into the store."""
-
-    cached: CachedObject
-    chunk: int
-    lane: Lane
-    landing: Landing
-    urgency: Urgency
-    length: int
-    state: State = State.QUEUED
-    readers: list[Reader] = field(default_factory=list)
-    owners: set[object] = field(
-        default_factory=set
-    )  # of a prefetch, or readers that wait for an earlier chunk
-    timer: Timer | None = None
-    expires: float = 0.0  # when the timer is due
-    started: float = 0.0
-    task: asyncio.Task[None] | None = None
-    error: OriginUnavailable | None = None
-    told: list[Callable[[HeadraceError | None], None]] = field(default_factory=list)
-
-    @property
-    def queued(self) -> bool:
-        return self.state is State.QUEUED
+from agent.transfer.landing import Landing
 
 
 class Filler:
@@ -121,7 +56,7 @@ class Filler:
         self._passing = passing or PassingChunks()
         self._flights: dict[tuple[str, int], Flight] = {}
         self._lanes: dict[str, Lane] = {}
-        self._setbacks: dict[tuple[str, int], tuple[float, HeadraceError]] = {}
+        self._setbacks = Setbacks(clock)
         self._closing = False
         self._fills = {
             State.DONE: metrics.fills_done,
@@ -138,7 +73,7 @@ class Filler:
             reader.deadline = self._clock.monotonic() + self._patience
             cached.use(cached.chunks(reader.extent))
         while (gap := cached.first_gap(reader.extent)) is not None:
-            setback = self._setback(cached, gap)
+            setback = self._setbacks.of(cached.ref.key, gap)
             if setback is not None and not isinstance(setback, (OriginUnavailable, StoreError)):
                 self._fail(reader, setback)  # where only a prefetch gave up, a reader has its patience still
                 return
@@ -174,7 +109,7 @@ class Filler:
         """Fill chunks ahead of `owner`, less urgently than what readers wait for."""
         for chunk in () if self._closing else chunks:
             held = cached.present[chunk] or chunk in cached.passing
-            if not held and self._setback(cached, chunk) is None:
+            if not held and self._setbacks.of(cached.ref.key, chunk) is None:
                 self._want(cached, chunk, Urgency.PREFETCH).owners.add(owner)
 
     def preload(
@@ -184,7 +119,7 @@ class Filler:
 
         False where there is nothing to do: it is present, or has just failed.
         """
-        if self._closing or cached.present[chunk] or self._setback(cached, chunk) is not None:
+        if self._closing or cached.present[chunk] or self._setbacks.of(cached.ref.key, chunk) is not None:
             return False
         flight = self._want(cached, chunk, Urgency.PRELOAD)
         flight.owners.add(owner)
@@ -376,7 +311,7 @@ class Filler:
         error = PatienceExhausted(f"{flight.cached.ref.uri}: waited {self._patience:g} s for bytes{cause}")
         for reader in late:
             if flight.landing.leave(reader):
-                self._set_back(flight, error)
+                self._setbacks.add(flight.cached.ref.key, flight.chunk, error)
                 self._metrics.count_error(error)
                 self._fail(reader, error)
         self._watch(flight)
@@ -406,7 +341,7 @@ class Filler:
         del flight.cached.landings[flight.chunk]
         self._fills[state].inc()
         if error is not None:
-            self._set_back(flight, error)
+            self._setbacks.add(flight.cached.ref.key, flight.chunk, error)
             self._metrics.count_error(error)
         for reader in self._left_behind(flight):
             if error is None or again or isinstance(error, OriginUnavailable) or self._closing:
@@ -421,29 +356,3 @@ class Filler:
     def _left_behind(flight: Flight) -> list[Reader]:
         waiting = set(map(id, flight.landing.dismiss()))
         return [reader for reader in flight.readers if id(reader) in waiting]
-
-    def _set_back(self, flight: Flight, error: HeadraceError) -> None:
-        now = self._clock.monotonic()
-        if len(self._setbacks) > 1000:
-            self._setbacks = {key: value for key, value in self._setbacks.items() if value[0] > now}
-        self._setbacks[flight.cached.ref.key, flight.chunk] = (now + SETBACK_SECONDS, error)
-
-    def _setback(self, cached: CachedObject, chunk: int) -> HeadraceError | None:
-        found = self._setbacks.get((cached.ref.key, chunk))
-        if found is None:
-            return None
-        if found[0] > self._clock.monotonic():
-            return found[1]
-        del self._setbacks[cached.ref.key, chunk]
-        return None
-
-
-def backoff(attempt: int, retry_after: float | None, deadline: float, rng: random.Random) -> float:
-    """Seconds before the next attempt: full jitter over an exponential step, or what the origin asked for.
-
-    Never longer than `deadline`, so that an origin cannot put a reader off for an hour.
-    """
-    if retry_after is not None:
-        return min(retry_after + rng.uniform(0, FIRST_BACKOFF), deadline)
-    step = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt, 10))
-    return min(rng.uniform(step / 2, step), deadline)

@@ -14,8 +14,9 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cache.fill import FIRST_BACKOFF, LAST_BACKOFF, SETBACK_SECONDS, Filler, backoff
+from agent.cache.fill import Filler
 from agent.cache.objects import CachedObject
+from agent.cache.setbacks import FIRST_BACKOFF, LAST_BACKOFF, SETBACK_SECONDS, backoff
 from agent.content import Extent, ObjectRef
 from agent.errors import (
     AccessDenied,
