@@ -34,8 +34,8 @@ class Served(Protocol):
     def use_table(self, table: InFlightTable) -> None:
         """Mounts made from now on use another in-flight table; its descriptor is the caller's."""
 
-    def listing(self) -> Sequence[object]:
-        """The mounts that there are."""
+    def served(self) -> Sequence[object]:
+        """The mounts that die with their descriptors; promoted ones do not."""
 
 
 class Handover:
@@ -61,7 +61,7 @@ class Handover:
 
     async def close(self) -> None:
         """End. Where mounts would die with this agent it first waits, LAST_WAIT at most, for a holder."""
-        if not self._holder.connected and self._mounts.listing():
+        if not self._holder.connected and self._mounts.served():
             log.warning("no holder has the mounts: waiting up to %g s for one", LAST_WAIT)
             timer = self._clock.call_later(LAST_WAIT, self._back.set)
             await self._back.wait()

@@ -142,6 +142,10 @@ class Mounts:
         """Mounts made from now on use another in-flight table; the others keep theirs. HolderError."""
         self._table = RequestTable(table.fd, table.slots, table.slot_size)
 
+    def served(self) -> list[Mounted]:
+        """The mounts whose requests this agent answers."""
+        return list(self._mounts.values())
+
     def listing(self) -> list[Mounted | Promoted]:
         return [*self._mounts.values(), *self._promotion.listing()]
 

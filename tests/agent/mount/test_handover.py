@@ -27,7 +27,7 @@ class OwnMounts:
     names: list[str] = field(default_factory=lambda: ["m"])
     tables: list[InFlightTable] = field(default_factory=list)
 
-    def listing(self) -> Sequence[object]:
+    def served(self) -> Sequence[object]:
         return self.names
 
     def use_table(self, table: InFlightTable) -> None:
