@@ -26,11 +26,14 @@ import pytest
 
 from csi.holder.client import HolderConnection
 from csi.holder.mountinfo import mount_entries
+from csi.mounting import volume_id
+from csi.proto import csi_pb2
 from deploy.local.layout import AgentSettings, OriginSettings
 from deploy.local.process import StackError
 from deploy.local.stack import CHECKOUT, LocalStack
 from tests.fakes.faults import Slow
 from tests.fakes.scripted_proxy import ScriptedProxy
+from tests.harness.publishing import Kubelet
 from tests.harness.reading import run
 from tests.harness.s3 import SeaweedS3
 from tests.harness.steady import Spec, SteadyReader, await_beats, expect, reading
@@ -262,6 +265,7 @@ class TestUnderReadersTenTimes:
         assert site.descriptors("agent") < 300
 
 
+Usage = csi_pb2.VolumeUsage
 MOUNTS = 5
 
 
@@ -277,7 +281,13 @@ def test_a_new_holder_knows_five_volumes_and_unpublishes_them(site: Site) -> Non
     assert sorted(status) == sorted(map(str, targets))
     assert {mount["uri"] for mount in status.values()} == {f"s3://{bucket}/d{n}" for n in range(MOUNTS)}
     assert site.descriptors("holder") == before
+    kubelet = Kubelet(site.stack.layout.csi_socket)
     for target in targets:
+        stats = kubelet.stats(target, volume_id(str(target)))
+        assert not stats.volume_condition.abnormal
+        assert [(usage.unit, usage.total) for usage in stats.usage if usage.unit == Usage.BYTES] == [
+            (Usage.BYTES, len(b"bytes"))
+        ]
         assert run(["cat", str(target / "file")]).stdout == "bytes"
         site.stack.umount(target)
     assert site.status() == []
