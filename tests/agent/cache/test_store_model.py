@@ -247,4 +247,4 @@ def test_whatever_happens_reads_are_right_and_claims_are_kept() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_whatever_happens_for_long_reads_are_right_and_claims_are_kept() -> None:
-    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=1500, stateful_step_count=40))
+    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=500, stateful_step_count=40))
