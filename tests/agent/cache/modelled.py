@@ -296,11 +296,11 @@ def wrong_chunks(path: Path) -> list[tuple[str, int]]:
 
 
 def flip(path: Path, key: str, offset: int) -> None:
-    """Change one byte of an object's file."""
+    """Change one byte of an object's file; nothing where it is cut before that byte already."""
     file = path / "objects" / key[:2] / key
     fd = os.open(file, os.O_RDWR)
-    (byte,) = os.pread(fd, 1, offset)
-    os.pwrite(fd, bytes([byte ^ 0x40]), offset)
+    for byte in os.pread(fd, 1, offset):
+        os.pwrite(fd, bytes([byte ^ 0x40]), offset)
     os.close(fd)
 
 
