@@ -41,7 +41,7 @@ class Departures(Records):
     ) -> None:
         super().__init__(directories, clock, index_thread)
         self.conditions = Conditions(directories, self._blocking, metrics)
-        # Awaited with an object's key before its file is unlinked: who keeps the file open lets go of it.
+        # Awaited with an object's key before its file is unlinked or replaced: who keeps it open lets go.
         self.before_removal: Callable[[str], Awaitable[None]] = _nobody
         self._open: dict[str, tuple[CachedObject, Directory | None]] = {}
         self._opening: dict[str, asyncio.Task[CachedObject]] = {}
@@ -65,9 +65,10 @@ class Departures(Records):
 
     def lost(self, cached: CachedObject, chunks: Iterable[int]) -> None:
         """Chunks that are present cannot be read from the disk: they are absent from now on, and read through
-        while the object stays open."""
+        while the object stays open. So is all that was cut off from the end of the file."""
         found = self.found(cached.ref.key)
-        gone = [chunk for chunk in chunks if cached.present[chunk]]
+        chunks = {*chunks, *_cut_off(cached)}
+        gone = [chunk for chunk in sorted(chunks) if cached.present[chunk]]
         if found is None or found[0] is not cached or not gone:
             return
         for chunk in gone:
@@ -78,6 +79,11 @@ class Departures(Records):
         task = asyncio.create_task(self._forget(directory, cached, gone))
         self._forgetting.add(task)
         task.add_done_callback(self._forgetting.discard)
+
+    @staticmethod
+    def _cut(cached: CachedObject) -> bool:
+        """Whether somebody has made the object's file shorter."""
+        return _length(cached) < cached.ref.size
 
     def leaving(self, keys: frozenset[str]) -> bool:
         return any(key in keys for key in (*self._removing, *(key for key, _ in self._emptying)))
@@ -223,6 +229,19 @@ class Departures(Records):
             cached, _ = self._open.pop(key)
             self._noted[key] = cached.last_use
             cached.close()
+
+
+def _cut_off(cached: CachedObject) -> Iterable[int]:
+    """The chunks that reach beyond the end of the file as it is now."""
+    length = _length(cached)
+    return range(length // cached.chunk_size, len(cached.present)) if length < cached.ref.size else ()
+
+
+def _length(cached: CachedObject) -> int:
+    try:
+        return os.fstat(cached.fd).st_size
+    except OSError:  # a disk that fails is found by reads and writes
+        return cached.ref.size
 
 
 async def _unread(cached: CachedObject, chunks: Sequence[int]) -> None:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.cache import uses
-from agent.cache.conditions import is_dead
+from agent.cache.conditions import is_dead, store_error
 from agent.cache.departure import Departures
 from agent.cache.directory import Directory, Filling, State, StoreLimits, open_directory
 from agent.cache.files import find_and_open, is_full
@@ -153,7 +153,10 @@ class Store(Departures):
             raise StoreFailed(f"{cached.path} was complete: it is not written any more")
         if chunk in cached.unreadable:
             raise StoreFailed(f"{cached.path}: the disk did not give back what was written there")
-        limit = directory.limit
+        if self._cut(cached):
+            self.lost(cached, ())  # before a fill makes the file longer, and gives zeros for what was cut off
+            raise StoreFailed(f"{cached.path} was cut short: it begins anew when it is opened again")
+        limit = self._limit(directory)
         if directory.used + length > limit:
             self.on_pressure()
             raise StoreFull(_no_room(directory, limit))
@@ -226,6 +229,7 @@ class Store(Departures):
             directory.objects += 1
         elif not kept:
             # The file was not as the index had it: none of its chunks is present any more.
+            await self.before_removal(ref.key)  # it may be open in the kernel yet
             known = [*row.present, *(chunk for chunk, _ in row.suspect)]
             directory.chunks -= len(known)
             directory.used -= sum(chunk_extent(n, ref.size, row.chunk_size).length for n in known)
@@ -234,6 +238,7 @@ class Store(Departures):
             if is_full(row, ref.size) and not cached.complete:
                 good = [cached.extent(chunk) for chunk, there in enumerate(cached.present) if there]
                 cached.close()  # it was opened for reading only, and is not written any more
+                await self.before_removal(ref.key)
                 os.close(await asyncio.to_thread(renew, directory.path, cached.path, ref.size, good))
                 await self._blocking(directory.index.renewed, cached.row)
                 return await self._load_from(ref, directories)
@@ -260,6 +265,14 @@ class Store(Departures):
         if bad:
             directory.damage["chunk"].inc(len(bad))
             log.warning("%s: %d chunks did not survive the restart of the machine", cached.ref.uri, len(bad))
+
+    def _limit(self, directory: Directory) -> int:
+        try:
+            return directory.limit
+        except OSError as error:
+            fault = store_error(error, f"cannot ask for the room in {directory.path}")
+            self.conditions.mark(directory, fault)
+            raise fault from error
 
     def _directory(self, cached: CachedObject) -> Directory:
         found = self.found(cached.ref.key)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.cache.directory import State
 from agent.cache.evictor import CHECK_SECONDS, Evictor
 from agent.cache.objects import CachedObject
 from agent.cache.pins import Pins
@@ -274,4 +275,45 @@ async def test_what_a_crash_left_on_the_disk_without_rows_is_given_back_at_the_n
     assert list(cached.present) == [0, 1, 0, 0, 1, 0, 0, 0, 0]
     assert on_disk(site.store, "part", 9) == 2 * CHUNK
     assert os.pread(cached.fd, 1, CHUNK) + os.pread(cached.fd, 1, 4 * CHUNK) == b"\2\5"
+    await site.end()
+
+
+async def test_what_was_cut_off_is_absent_before_a_fill_can_make_the_file_longer(tmp_path: Path) -> None:
+    site = await make(tmp_path)
+    cached = await site.add("part", 9, 4, keep=True)
+    os.truncate(cached.path, CHUNK + 10)
+    with pytest.raises(StoreFailed, match="cut short"):
+        site.store.reserve(cached, 8)
+    assert list(cached.present) == [1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert site.store.directories[0].used == CHUNK
+    site.store.release(cached)
+    await site.end()
+    again = await make(tmp_path)
+    cached = await again.store.acquire(ref("part", 9))
+    assert not any(cached.present) and os.fstat(cached.fd).st_size == 9 * CHUNK
+    await fill(again.store, cached, 8)
+    await again.end()
+
+
+async def test_a_read_that_comes_short_takes_all_that_was_cut_off_with_it(tmp_path: Path) -> None:
+    site = await make(tmp_path)
+    cached = await site.add("whole", 4, 4, keep=True)
+    os.truncate(cached.path, CHUNK)
+    site.store.lost(cached, range(3, 4))
+    assert list(cached.present) == [1, 0, 0, 0] and not cached.complete
+    site.store.release(cached)
+    await site.end()
+
+
+async def test_a_disk_that_does_not_tell_its_room_is_marked(tmp_path: Path) -> None:
+    site = await make(tmp_path / "store")
+    cached = await site.add("part", 9, 1, keep=True)
+    directory = site.store.directories[0]
+    there = directory.path
+    directory.path = tmp_path / "gone"
+    with pytest.raises(StoreFailed, match="cannot ask"):
+        site.store.reserve(cached, 1)
+    assert directory.state is State.FAILED
+    directory.path = there
+    site.store.release(cached)
     await site.end()

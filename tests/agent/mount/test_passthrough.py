@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import xxhash
 
+from agent.cache.departure import IDLE_OBJECTS
 from agent.cache.objects import CachedObject
 from agent.cache.repair import Repairs
 from agent.cache.store import Store
@@ -146,4 +147,18 @@ async def test_no_id_is_asked_for_an_object_that_is_not_complete_any_more(site: 
     cached.unpublish(0)
     assert await site.passthrough.backing_id(join(INO, 1), cached) is None
     assert not site.holder.files
+    site.store.release(cached)
+
+
+async def test_a_file_that_is_begun_anew_is_let_go_before_it_can_be_filled(site: Site) -> None:
+    cached = await site.fill()
+    assert await site.passthrough.generation(INO, cached) == 1
+    os.truncate(cached.path, 10)
+    site.store.release(cached)
+    for number in range(IDLE_OBJECTS):  # until the object is closed
+        site.store.release(await site.store.acquire(ObjectRef(f"s3://b/{number}", "v", 1)))
+    assert site.store.peek(REF) is None
+    cached = await site.fill()
+    assert await site.passthrough.generation(INO, cached) == 3
+    assert site.holder.files == {join(INO, 3): os.fstat(cached.fd).st_ino}
     site.store.release(cached)
