@@ -88,9 +88,16 @@ class Conditions:
             except StoreError as error:
                 self.mark(directory, error)
                 continue
-            if directory.state is not State.OK and directory.room > 0:
+            if directory.state is not State.OK and self._has_room(directory):
                 log.warning("%s is well again", directory.path)
                 self._set(directory, State.OK, "")
+
+    def _has_room(self, directory: Directory) -> bool:
+        try:
+            return directory.room > 0
+        except OSError as error:
+            self.mark(directory, store_error(error, f"cannot ask for the room in {directory.path}"))
+            return False
 
     def faults(self) -> list[str]:
         """A line about each directory that is not well."""

@@ -112,8 +112,13 @@ class Departures(Records):
         """Take an object away with its file; how many bytes that frees, 0 where somebody has it. OSError."""
         if not self.idle(key) or key in self.leased:
             return 0
-        cached, _ = self._open.pop(key, (None, None))
-        self._idle.pop(key, None)
+        cached = None
+        if key in self._open and self._open[key][1] in (
+            directory,
+            None,
+        ):  # or it is open elsewhere: that stays
+            cached, _ = self._open.pop(key)
+            self._idle.pop(key, None)
         self._removing[key] = gone = asyncio.get_running_loop().create_future()
         try:
             await self.before_removal(key)
@@ -121,6 +126,12 @@ class Departures(Records):
         finally:
             del self._removing[key]
             gone.set_result(None)
+
+    async def drop_copy(self, directory: Directory, key: str) -> None:
+        """Take away what a directory has of an object that is open in another one. Raises OSError."""
+        found = self.found(key)
+        if found is not None and found[1] is not directory and key not in self.leased:
+            await self._remove(directory, key, None)
 
     async def take_closed(self, directory: Directory, key: str, chunks: Sequence[int]) -> int:
         """The same as `take_object` for some chunks of an object that is not open and was never complete."""

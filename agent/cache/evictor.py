@@ -140,7 +140,7 @@ class Evictor:
         await self._store.note_uses()
         found = await self._store.blocking(uses.used, directory.index)
         closed = await self._chunks_of_closed(directory, found, needed)
-        candidates = self._candidates(found, closed)
+        candidates = self._candidates(directory, found, closed)
         freed = 0
         for removal in plan(needed, candidates, self._untouchable(found)):
             freed += await self._remove(directory, removal)
@@ -160,30 +160,37 @@ class Evictor:
                 break
             if one.key in untouchable:
                 continue
-            if not one.ever_complete and self._store.found(one.key) is None:
+            if not one.ever_complete and self._opened(directory, one.key) is None:
                 chunks[one.key] = await self._store.blocking(uses.chunks, directory.index, one.row)
-            if one.ever_complete or self._store.found(one.key) is None:
+            if one.ever_complete or self._opened(directory, one.key) is None:
                 needed -= one.bytes
         return chunks
 
-    def _candidates(self, found: Iterable[uses.Used], closed: dict[str, list[int]]) -> list[Candidate]:
+    def _candidates(
+        self, directory: Directory, found: Iterable[uses.Used], closed: dict[str, list[int]]
+    ) -> list[Candidate]:
         mounted = self._claims.mounted()
         candidates = []
         for one in found:
-            opened = self._store.found(one.key)
-            complete = one.ever_complete or (opened is not None and opened[0].complete)
+            opened = self._opened(directory, one.key)
+            complete = one.ever_complete or (opened is not None and opened.complete)
             if complete:
                 chunks: tuple[Chunk, ...] = ()
             elif opened is not None:
-                chunks = _chunks(opened[0])
+                chunks = _chunks(opened)
             else:
                 chunks = tuple(
                     Chunk(number, chunk_extent(number, one.size, one.chunk_size).length)
                     for number in closed.get(one.key, ())
                 )
-            last_use = one.last_use if opened is None else max(one.last_use, opened[0].last_use)
+            last_use = one.last_use if opened is None else max(one.last_use, opened.last_use)
             candidates.append(Candidate(one.key, one.bytes, last_use, complete, one.key in mounted, chunks))
         return candidates
+
+    def _opened(self, directory: Directory, key: str) -> CachedObject | None:
+        """The object if it is open in this directory: one that failed and came back may have old copies."""
+        found = self._store.found(key)
+        return found[0] if found is not None and found[1] is directory else None
 
     def _untouchable(self, found: Iterable[uses.Used]) -> set[str]:
         """What is leased or pinned, and what was ever complete and is in use."""
@@ -197,7 +204,7 @@ class Evictor:
         if removal.chunks is None:
             freed = await self._store.take_object(directory, removal.key)
             self._metrics.evicted_objects.inc(int(freed > 0))
-        elif self._store.found(removal.key) is None:
+        elif self._opened(directory, removal.key) is None:
             freed = await self._store.take_closed(directory, removal.key, removal.chunks)
             self._metrics.evicted_chunks.inc(len(removal.chunks) if freed else 0)
         else:

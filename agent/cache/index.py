@@ -153,8 +153,10 @@ class Index:
                     "UPDATE chunks SET boot = ? WHERE object = ? AND chunk = ?", (self._boot_id, row, chunk)
                 )
             for chunk, length in bad:
-                self._db.execute("DELETE FROM chunks WHERE object = ? AND chunk = ?", (row, chunk))
-                self._db.execute("UPDATE objects SET present = present - ? WHERE id = ?", (length, row))
+                gone = self._db.execute("DELETE FROM chunks WHERE object = ? AND chunk = ?", (row, chunk))
+                self._db.execute(
+                    "UPDATE objects SET present = present - ? WHERE id = ?", (length * gone.rowcount, row)
+                )
 
     def renewed(self, row: int) -> None:
         """An object has a new file (renewal.py), which was never complete."""

@@ -39,6 +39,8 @@ class Repaired(Protocol):
     async def acquire(self, ref: ObjectRef) -> CachedObject: ...
     def release(self, cached: CachedObject) -> None: ...
     def found(self, key: str) -> tuple[CachedObject, Directory] | None: ...
+    def leaving(self, keys: frozenset[str]) -> bool: ...
+    async def drop_copy(self, directory: Directory, key: str) -> None: ...
     def on_index_thread(self, call: Callable[[], T], /) -> Awaitable[T]: ...
 
 
@@ -62,10 +64,20 @@ class Repairs:
         return found is not None and chunk in found[0].landings
 
     async def repair(self, directory: Directory, found: StoredObject, chunks: Sequence[int]) -> int:
-        """Check these chunks again and take away those that are wrong; how many were. Raises StoreError."""
+        """Check these chunks again and take away those that are wrong; how many were. Raises StoreError.
+
+        What was evicted meanwhile is not made anew; an old copy in a directory that came back goes whole.
+        """
         async with self._turn:
+            known = await self._store.on_index_thread(lambda: directory.index.known([found.key]))
+            if not known or self._store.leaving(frozenset(known)):
+                return 0
             cached = await self._store.acquire(found.ref)
             try:
+                at = self._store.found(found.key)
+                if at is None or at[1] is not directory:
+                    await self._drop_copy(directory, found)
+                    return 0
                 rows = await self._store.on_index_thread(lambda: directory.index.checksums(cached.row))
                 wrong = await asyncio.to_thread(_wrong, cached, [row for row in rows if row[0] in chunks])
                 if wrong:
@@ -75,6 +87,12 @@ class Repairs:
                 return len(wrong)
             finally:
                 self._store.release(cached)
+
+    async def _drop_copy(self, directory: Directory, found: StoredObject) -> None:
+        try:
+            await self._store.drop_copy(directory, found.key)
+        except OSError as error:
+            raise StoreFailed(f"cannot remove {directory.file_of(found.key)}: {error.strerror}") from error
 
     async def drop(self, ref: ObjectRef) -> None:
         """Take all of an object away, which is fetched anew when it is read. Raises StoreError."""

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from agent.cache.departure import IDLE_OBJECTS
+from agent.cache.directory import StoreLimits
 from agent.cache.objects import CachedObject
 from agent.cache.repair import Repairs
 from agent.cache.scrub import Scrub
 from agent.content import Extent, ObjectRef
+from agent.errors import StoreFailed
 from agent.metrics import Metrics
 from tests.agent.cache.conftest import CHUNK, TappedStore, open_store
 from tests.fakes.clock import ManualClock
@@ -188,3 +191,47 @@ async def test_damaged_pages_condemn_the_index_until_the_next_start(tmp_path: Pa
     assert index.with_name("index.sqlite.corrupt-1").exists()
     assert not any((await second.acquire(REF)).present)
     await second.close()
+
+
+async def test_what_was_evicted_before_its_repair_is_not_made_anew(
+    store: TappedStore, whole: CachedObject
+) -> None:
+    directory = store.directories[0]
+    (one,) = await store.on_index_thread(lambda: directory.index.objects_after("", 10))
+    while whole.users:
+        store.release(whole)
+    await store.take_object(directory, REF.key)
+    assert await asyncio.wait_for(Repairs(store).repair(directory, one, [0]), 10) == 0
+    assert not await store.on_index_thread(lambda: directory.index.objects_after("", 10))
+    assert not directory.file_of(REF.key).exists() and directory.objects == 0
+
+
+async def test_a_damaged_copy_in_a_directory_that_came_back_goes_and_the_newer_one_stays(
+    tmp_path: Path,
+) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    store = await TappedStore.open(paths, CHUNK, StoreLimits(1 << 30, 0), ManualClock())
+    assert isinstance(store, TappedStore)
+    store.released = asyncio.Queue()
+    first = await filled(store, 0, 1, 2, 3)
+    found = store.found(REF.key)
+    assert found is not None
+    failed = found[1]
+    store.conditions.mark(failed, StoreFailed("a test"))
+    store.release(first)
+    for number in range(IDLE_OBJECTS):  # until the object is closed
+        store.release(await store.acquire(ObjectRef(f"s3://b/{number}", "v", 1)))
+    newer = await filled(store, 0, 1)
+    await store.conditions.probe()
+    (one,) = await store.on_index_thread(lambda: failed.index.objects_after("", 10))
+    assert await Repairs(store).repair(failed, one, [0]) == 0
+    assert list(newer.present) == [1, 1, 0, 0] and newer.path.exists()
+    assert not failed.file_of(REF.key).exists() and (failed.used, failed.objects) == (0, 0)
+    await store.close()
+
+
+async def test_a_chunk_that_has_no_row_lowers_nothing(store: TappedStore) -> None:
+    cached = await filled(store, 0)
+    index = store.directories[0].index
+    await store.on_index_thread(lambda: index.settle(cached.row, (), [(0, CHUNK), (1, CHUNK)]))
+    assert (await store.on_index_thread(index.totals)).bytes == 0
