@@ -143,9 +143,24 @@ class Departures(Records):
             directory.chunks -= trimmed.chunks
             directory.used -= trimmed.bytes
             return trimmed.bytes
+        except (StoreFailed, OSError):
+            directory.uncounted = True
+            raise
         finally:
             del self._removing[key]
             gone.set_result(None)
+
+    async def recount(self, directory: Directory) -> None:
+        """Take from the index what a removal that failed half-way left uncounted, once nothing is under way
+        that would be counted twice. Raises StoreFailed."""
+        before = (directory.used, directory.chunks, directory.objects)
+        if not directory.uncounted or directory.filling or self._under_way():
+            return
+        totals = await self._blocking(directory.index.totals)
+        after = (directory.used, directory.chunks, directory.objects)
+        if before == after and not directory.filling and not self._under_way():
+            directory.used, directory.chunks, directory.objects = totals.bytes, totals.chunks, totals.objects
+            directory.uncounted = False
 
     async def note_uses(self) -> None:
         """Make the uses of objects durable that are not yet. Raises StoreFailed."""
@@ -203,6 +218,7 @@ class Departures(Records):
         try:
             await self._blocking(directory.index.settle, cached.row, (), bad)
         except StoreFailed as error:
+            directory.uncounted = True
             self.conditions.mark(directory, error)
             return False
         directory.chunks -= len(bad)
@@ -218,8 +234,12 @@ class Departures(Records):
             directory.used -= removed.bytes
             return removed.bytes
         except StoreFailed as error:
+            directory.uncounted = True
             self.conditions.mark(directory, error)
             return 0
+        except OSError:
+            directory.uncounted = True
+            raise
         finally:
             if cached is not None:
                 await asyncio.to_thread(cached.close)

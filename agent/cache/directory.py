@@ -82,6 +82,7 @@ class Directory:
     low_watermark: float = 0.90
     state: State = State.OK
     reason: str = ""
+    uncounted: bool = False  # a removal failed half-way: `used`, `chunks` and `objects` are to be asked for
     filling: dict[tuple[str, int], Filling] = field(default_factory=dict)
 
     def close(self) -> None:

@@ -117,6 +117,7 @@ class Evictor:
         freed = 0
         try:
             if directory.state is not State.FAILED:
+                await self._store.recount(directory)
                 freed = await self._pass(directory, sum(length for _, length, _ in asked))
                 if directory.state is State.FULL and freed:
                     await self._store.conditions.probe([directory])

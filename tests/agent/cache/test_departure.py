@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+
+import pytest
 
 from agent.content import ObjectRef
 from tests.agent.cache.conftest import open_store
@@ -22,4 +25,29 @@ async def test_who_keeps_a_file_open_is_told_before_it_is_unlinked(tmp_path: Pat
     await store.take_object(directory, ref.key)
     assert told == [(ref.key, True)]
     assert not directory.file_of(ref.key).exists()
+    await store.close()
+
+
+async def test_what_a_removal_that_failed_half_way_left_uncounted_is_counted_again(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store")
+    ref = ObjectRef("s3://b/o", "v", 100)
+    cached = await store.acquire(ref)
+    store.reserve(cached, 0)
+    await store.record(cached, 0, bytes(16))
+    store.release(cached)
+    directory = store.directories[0]
+    path = directory.file_of(ref.key)
+    path.unlink()
+    path.mkdir()  # unlink(2) fails
+    with pytest.raises(OSError):
+        await store.take_object(directory, ref.key)
+    assert (directory.used, directory.chunks, directory.objects) == (100, 1, 1)
+    store.release(other := await store.acquire(ObjectRef("s3://b/p", "v", 100)))
+    store.reserve(other, 0)
+    await store.recount(directory)
+    assert directory.used == 200, "not while a chunk is being filled"
+    await store.record(other, 0, bytes(16))
+    await asyncio.sleep(0)
+    await store.recount(directory)
+    assert (directory.used, directory.chunks, directory.objects) == (100, 1, 1)
     await store.close()
