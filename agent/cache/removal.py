@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from agent.cache import uses
 from agent.cache.directory import Directory
 from agent.cache.objects import CachedObject
 from agent.content import Extent, chunk_extent
@@ -72,7 +73,8 @@ def trim(directory: Directory, key: str, chunks: Iterable[int]) -> Removed:
     if found is None or found[3]:
         return Removed(0, 0, -1)
     row, size, chunk_size, _ = found
-    extents = {chunk: chunk_extent(chunk, size, chunk_size) for chunk in chunks}
+    recorded = set(uses.chunks(directory.index, row))
+    extents = {chunk: chunk_extent(chunk, size, chunk_size) for chunk in recorded.intersection(chunks)}
     directory.index.settle(row, (), [(chunk, extent.length) for chunk, extent in extents.items()])
     fd = os.open(directory.file_of(key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:

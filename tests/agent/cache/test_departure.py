@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.content import ObjectRef
-from tests.agent.cache.conftest import open_store
+from tests.agent.cache.conftest import CHUNK, open_store
 
 
 async def test_who_keeps_a_file_open_is_told_before_it_is_unlinked(tmp_path: Path) -> None:
@@ -50,4 +50,18 @@ async def test_what_a_removal_that_failed_half_way_left_uncounted_is_counted_aga
     await asyncio.sleep(0)
     await store.recount(directory)
     assert (directory.used, directory.chunks, directory.objects) == (100, 1, 1)
+    await store.close()
+
+
+async def test_chunks_of_a_closed_object_that_are_gone_already_are_not_counted_twice(tmp_path: Path) -> None:
+    store = await open_store(tmp_path / "store")
+    cached = await store.acquire(ObjectRef("s3://b/o", "v", 3 * CHUNK))
+    store.reserve(cached, 1)
+    await store.record(cached, 1, bytes(16))
+    await store.close()
+    store = await open_store(tmp_path / "store")
+    directory = store.directories[0]
+    assert await store.take_closed(directory, cached.ref.key, [0, 1]) == CHUNK
+    assert await store.take_closed(directory, cached.ref.key, [0, 1]) == 0
+    assert (directory.used, directory.chunks) == (0, 0)
     await store.close()
