@@ -22,8 +22,8 @@ from tests.harness.s3 import SeaweedS3
 
 PROCESSES = ("agent", "serve", "holder")
 SETTLES_WITHIN = 5.0  # seconds
-# Pools make their threads as they are needed: one that had enough so far may come to its bound later. A thread
-# for each publish, or one a round for each dataset, would be ten times as many.
+# Pools make their threads as they are needed: one that had enough so far may come to its bound later. A
+# thread left by each publish would be ten times as many.
 POOLED = 3
 GROWTH = 10 * 1024  # KiB of RSS that five rounds may cost beyond the second
 
