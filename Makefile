@@ -21,7 +21,7 @@ demo: root .venv/ready
 	@$(PY) -m deploy.local.demo
 
 test: root .venv/ready .venv/bin/csi-sanity
-	@deploy/local/enterable.sh $(PY) -m pytest -m "not long" --numprocesses 2 --dist loadfile
+	@deploy/local/enterable.sh $(PY) -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: root .venv/ready .venv/bin/csi-sanity
 	@deploy/local/enterable.sh $(PY) -m pytest -m long
