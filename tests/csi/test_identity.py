@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
 from csi import services
 from csi.proto import csi_pb2
 from tests.csi.holding import WITHIN, HolderProcess
 from tests.csi.serving import ServeProcess
-
-
-@pytest.fixture
-def serve(holder: HolderProcess) -> Iterator[ServeProcess]:
-    process = ServeProcess(holder.base)
-    yield process
-    process.close()
 
 
 def test_the_driver_says_who_it_is(serve: ServeProcess) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,6 @@ from tests.csi.holding import REPOSITORY, THIRD_UID, HolderProcess, entries_belo
 from tests.csi.serving import ServeProcess, SmallAgent
 
 TIMEOUT = 30.0  # seconds for another process
-
-
-@pytest.fixture
-def serve(holder: HolderProcess) -> Iterator[ServeProcess]:
-    process = ServeProcess(holder.base)
-    yield process
-    process.close()
 
 
 def run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,21 +13,6 @@ from tests.csi.holding import HolderProcess, entries_below
 from tests.csi.serving import ServeProcess, SmallAgent, mountinfo, points, publication
 
 Code = grpc.StatusCode
-
-
-@pytest.fixture
-def serve(holder: HolderProcess) -> Iterator[ServeProcess]:
-    process = ServeProcess(holder.base)
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def agent(holder: HolderProcess, serve: ServeProcess) -> Iterator[SmallAgent]:
-    small = SmallAgent(holder, serve.admin_socket)
-    with small.serving():
-        yield small
-    small.close()
 
 
 def test_a_published_volume_is_on_its_target_until_it_is_unpublished(

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import grpc
 import pytest
 
 from csi import services
 from csi.proto import csi_pb2
-from tests.csi.holding import WITHIN, HolderProcess
+from tests.csi.holding import WITHIN
 from tests.csi.serving import ServeProcess, SmallAgent, mountinfo, points, publication
 
 Code = grpc.StatusCode
-
-
-@pytest.fixture
-def serve(holder: HolderProcess) -> Iterator[ServeProcess]:
-    process = ServeProcess(holder.base)
-    yield process
-    process.close()
-
-
-@pytest.fixture
-def agent(holder: HolderProcess, serve: ServeProcess) -> Iterator[SmallAgent]:
-    small = SmallAgent(holder, serve.admin_socket)
-    with small.serving():
-        yield small
-    small.close()
 
 
 def missing(field: str) -> csi_pb2.NodePublishVolumeRequest:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import grpc
 import pytest
 
@@ -13,13 +11,6 @@ from tests.csi.serving import ServeProcess, SmallAgent, publication
 
 Code = grpc.StatusCode
 Usage = csi_pb2.VolumeUsage
-
-
-@pytest.fixture
-def serve(holder: HolderProcess) -> Iterator[ServeProcess]:
-    process = ServeProcess(holder.base)
-    yield process
-    process.close()
 
 
 def sizes(answer: csi_pb2.NodeGetVolumeStatsResponse) -> dict[int, tuple[int, int, int]]:
