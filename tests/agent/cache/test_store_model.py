@@ -49,7 +49,8 @@ FAULTS = (StoreFull("full"), StoreFailed("a bad disk"))
 class StoreMachine(RuleBasedStateMachine):
     """The operations; each ends with the reads that it began, most with evictions under way.
 
-    None has a precondition: what threads have done by then is not the same each time, and what is drawn has to be.
+    None has a precondition: what threads have done by then is not the same each time, and what is drawn has
+    to be.
     """
 
     def __init__(self) -> None:
@@ -184,7 +185,7 @@ class StoreMachine(RuleBasedStateMachine):
         for path in paths:
             file = path / "objects" / ref.key[:2] / ref.key
             if file.exists():
-                # Never longer: the zeros behind the end of a file that was cut before are damage of another kind.
+                # Never longer: zeros behind the end of a file that was cut before are another damage.
                 os.truncate(file, min(cut * CHUNK, file.stat().st_size))
         self.damaged.add(ref.key)
         self.site = self.runner.run(Site.open(paths, self.clock))
