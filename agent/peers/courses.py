@@ -135,9 +135,9 @@ class Courses:
 
 
 def group_of(ref: ObjectRef) -> str:
-    """What has one tracker: the objects of one directory at the origin.
+    """What has one tracker: the objects of one directory at the origin (agent/README.md, "Trackers").
 
-    Like a dataset's revision it is one for all that is read together; unlike it, it is known where only the
-    object is, and the same object in two revisions has one tracker.
+    Like a dataset's revision it is one for all that is read together; unlike it, an object that two
+    revisions or two datasets share has one tracker, and leaves the origin once for both.
     """
     return ref.uri.rpartition("/")[0]

@@ -234,8 +234,8 @@ class RelayGuide:
             for course in self._courses if self._discovery.peers() else ():
                 tracker = self._tracker(course.group)
                 by_tracker.setdefault(tracker.name, (tracker, []))[1].append(course)
-            for tracker, courses in by_tracker.values():
-                await self._announce(tracker, courses)
+            # All at once: a silent one must not make the lease at the others run out.
+            await asyncio.gather(*(self._announce(*one) for one in by_tracker.values()))
             if self._courses.trim():
                 self._tell_soon()
             await self._clock.sleep(ANNOUNCE_EVERY)

@@ -60,11 +60,12 @@ class Fleet:
         """Store a dataset, and give its objects as the agents know them."""
         objects = {}
         for name, data in files(seed).items():
-            etag = self._put(bucket, name, data).strip('"')
+            etag = self.put(bucket, name, data).strip('"')
             objects[ObjectRef(f"s3://{bucket}/model/{name}", etag, len(data))] = data
         return objects
 
-    def _put(self, bucket: str, name: str, data: bytes) -> str:
+    def put(self, bucket: str, name: str, data: bytes) -> str:
+        """Store one file of a dataset; its ETag."""
         return self._s3.put(bucket, f"model/{name}", data)
 
     def read(self, number: int, bucket: str) -> dict[str, str]:
@@ -141,6 +142,18 @@ def test_the_second_agent_reads_what_the_first_has_with_no_byte_of_the_origin(th
     assert three.read(2, "peers-second") == expected
     assert three.origin_bytes() == first
     assert three.peer_bytes("received")[1:] == [TOTAL, TOTAL]
+
+
+def test_an_object_of_two_revisions_and_of_two_datasets_leaves_the_origin_once(three: Fleet) -> None:
+    expected = three.upload("peers-shared", 8)
+    assert three.read(0, "peers-shared") == expected
+    changed = b"another configuration"
+    three.put("peers-shared", "config.json", changed)
+    expected["config.json"] = sha256(changed)
+    before = sum(three.origin_bytes())
+    assert three.read(1, "peers-shared") == expected  # a new revision of the dataset
+    assert read_all(three.stacks[2].mount("s3://peers-shared") / "model") == expected  # a dataset around it
+    assert sum(three.origin_bytes()) - before == len(changed)
 
 
 def test_without_its_peers_an_agent_reads_the_origin(three: Fleet) -> None:
