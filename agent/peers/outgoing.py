@@ -97,8 +97,7 @@ class Outgoing:
         if not cached.begin_read(extent):
             raise NotHere("the bytes went while they were sent")
         try:
-            # The disk is asked ahead: sendfile waits for it on the loop.
-            os.posix_fadvise(cached.fd, extent.end, SLICE, os.POSIX_FADV_WILLNEED)
+            self._ask_disk_ahead(cached, extent.end)
             async with timeout(self._clock, SENT_WITHIN):
                 await asyncio.get_running_loop().sendfile(
                     transport,
@@ -111,6 +110,16 @@ class Outgoing:
             raise ConnectionResetError("the peer has gone") from error
         finally:
             cached.end_read(extent)
+
+    @staticmethod
+    def _ask_disk_ahead(cached: CachedObject, offset: int) -> None:
+        """Have what follows in memory, because sendfile waits for the disk on the loop.
+
+        Not where nothing has arrived yet: the kernel would fill pages with zeros for a hole.
+        """
+        end = available(cached, offset, min(offset + SLICE, cached.ref.size))
+        if end > offset:
+            os.posix_fadvise(cached.fd, offset, end - offset, os.POSIX_FADV_WILLNEED)
 
     async def _arrives(self, cached: CachedObject, offset: int, end: int) -> bool:
         """Wait for a byte at `offset`; False where none comes."""
