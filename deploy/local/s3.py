@@ -1,7 +1,7 @@
 """A real S3 server for tests, demonstrations and benchmarks: SeaweedFS (`weed mini`), one process.
 
-It listens on free loopback ports only and keeps everything in one directory. Its credentials are in a
-configuration file of mode 0600, so they are in no process list.
+It listens on free ports of one address, loopback unless told otherwise, and keeps all in one directory.
+Its credentials are in a configuration file of mode 0600, so they are in no process list.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ VOLUMES = 10_000  # a bucket takes one at least; the default, free disk over 128
 class SeaweedS3:
     """The server, running from construction to `stop`; also a context manager."""
 
-    def __init__(self, directory: Path | str, *, ready_within: float = READY_WITHIN) -> None:
+    def __init__(
+        self, directory: Path | str, *, address: str = "127.0.0.1", ready_within: float = READY_WITHIN
+    ) -> None:
         """Start in `directory` (made if need be). Raises RuntimeError where it does not become ready."""
         self.directory = Path(directory)
+        self._address = address
         self.access_key = "headrace"
         self.secret_key = secrets.token_hex(16)
         self.region = REGION
         self.directory.mkdir(parents=True, exist_ok=True)
         master, volume, filer, port, admin = free_ports(5)
         self.port = port
-        self.endpoint = f"http://127.0.0.1:{port}"
+        self.endpoint = f"http://{address}:{port}"
         self._write_identities()
         self._log = (self.directory / "weed.log").open("wb")
         self._client: Any = sdk_client(self.endpoint, self.access_key, self.secret_key)
@@ -126,8 +129,8 @@ class SeaweedS3:
             "-logtostderr=true",
             "mini",
             f"-dir={self.directory}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self._address}",
+            f"-ip.bind={self._address}",
             *(f"-{name}.port={number}" for name, number in ports.items()),
             *(f"-{name}.port.grpc={number + GRPC_OFFSET}" for name, number in ports.items()),
             f"-s3.config={self.directory / 's3.json'}",
