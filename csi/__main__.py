@@ -6,11 +6,12 @@ Modules are imported by the command that needs them: the holder stays small, wit
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from csi.holder.hold import CannotHold, hold
 from csi.holder.sockets import SocketTaken
@@ -38,7 +39,20 @@ class _Failed(Exception):
 
 
 def _build() -> str:
-    return importlib.metadata.version("headrace")
+    from importlib.metadata import version  # it loads the email package
+
+    return version("headrace")
+
+
+class _ShowBuild(argparse.Action):
+    """`--version`, which looks for the version only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the program's version and end")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        _say(f"{parser.prog} {_build()}")
+        parser.exit()
 
 
 def _hold(arguments: argparse.Namespace) -> None:
@@ -143,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headrace-csi", description="Mounts Headrace datasets.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_build()}")
+    parser.add_argument("--version", action=_ShowBuild)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser("hold", help="mount, and keep the descriptors", allow_abbrev=False)

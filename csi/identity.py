@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from csi import services
+from csi.answering import handler
 from csi.binder import Binder
 from csi.holder.client import HolderGone
 from csi.holder.protocol import Refused
@@ -26,9 +27,9 @@ class IdentityService:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc.aio server is given."""
         return [
-            services.GET_PLUGIN_INFO.handler(self.info),
-            services.GET_PLUGIN_CAPABILITIES.handler(self.capabilities),
-            services.PROBE.handler(self.probe),
+            handler(services.GET_PLUGIN_INFO, self.info),
+            handler(services.GET_PLUGIN_CAPABILITIES, self.capabilities),
+            handler(services.PROBE, self.probe),
         ]
 
     async def info(self, _request: csi_pb2.GetPluginInfoRequest) -> csi_pb2.GetPluginInfoResponse:

@@ -13,6 +13,7 @@ import grpc
 from agent.control.client import AdminClient, AdminError
 from agent.control.views import MountView
 from csi import services
+from csi.answering import handler
 from csi.binder import Binder
 from csi.failures import TargetTaken
 from csi.holder.protocol import Message, Refused
@@ -44,11 +45,11 @@ class NodeService:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc.aio server is given."""
         return [
-            services.NODE_GET_INFO.handler(self.info),
-            services.NODE_GET_CAPABILITIES.handler(self.capabilities),
-            services.NODE_PUBLISH_VOLUME.handler(self.publish),
-            services.NODE_UNPUBLISH_VOLUME.handler(self.unpublish),
-            services.NODE_GET_VOLUME_STATS.handler(self._statistics.answer),
+            handler(services.NODE_GET_INFO, self.info),
+            handler(services.NODE_GET_CAPABILITIES, self.capabilities),
+            handler(services.NODE_PUBLISH_VOLUME, self.publish),
+            handler(services.NODE_UNPUBLISH_VOLUME, self.unpublish),
+            handler(services.NODE_GET_VOLUME_STATS, self._statistics.answer),
         ]
 
     async def info(self, _request: csi_pb2.NodeGetInfoRequest) -> csi_pb2.NodeGetInfoResponse:

@@ -11,6 +11,7 @@ import logging
 import grpc
 
 from csi import services
+from csi.answering import handler
 from csi.identity import DRIVER
 from csi.proto import registration_pb2
 
@@ -30,8 +31,8 @@ class RegistrationService:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc.aio server is given."""
         return [
-            services.GET_INFO.handler(self.info),
-            services.NOTIFY_REGISTRATION_STATUS.handler(self.outcome),
+            handler(services.GET_INFO, self.info),
+            handler(services.NOTIFY_REGISTRATION_STATUS, self.outcome),
         ]
 
     async def info(self, _request: registration_pb2.InfoRequest) -> registration_pb2.PluginInfo:

@@ -1,18 +1,17 @@
-"""CSI's and kubelet's services as tables: which methods there are, and how one is called on either end.
+"""CSI's and kubelet's services as tables: which methods there are, and how one is called.
 
-Written by hand, as the generated service stubs would tie the product to one release of grpcio.
+Written by hand, as the generated service stubs would tie the product to one release of grpcio. How one is
+answered is in csi/answering.py: `mount` and `umount`, which only call, start without the agent's client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 
-from csi.failures import FAILURES, grpc_status
 from csi.proto import csi_pb2, registration_pb2
 
 RequestT = TypeVar("RequestT", bound=Message)
@@ -27,28 +26,6 @@ class Method(Generic[RequestT, ResponseT]):
     name: str
     request: type[RequestT]
     response: type[ResponseT]
-
-    def handler(self, answer: Callable[[RequestT], Awaitable[ResponseT]]) -> grpc.GenericRpcHandler:
-        """For a grpc.aio server: `answer`, its failures turned to a gRPC code and one line."""
-
-        async def run(request: RequestT, context: grpc.aio.ServicerContext[RequestT, ResponseT]) -> ResponseT:
-            # What ends in a fault of ours may have left something: kubelet takes this code as uncertain.
-            context.set_code(grpc.StatusCode.UNAVAILABLE)
-            try:
-                response = await answer(request)
-            except FAILURES as error:
-                code, message = grpc_status(error)
-            else:
-                context.set_code(grpc.StatusCode.OK)
-                return response
-            return await context.abort(code, message)
-
-        unary: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
-            run,
-            request_deserializer=self.request.FromString,
-            response_serializer=self.response.SerializeToString,
-        )
-        return grpc.method_handlers_generic_handler(self.service, {self.name: unary})
 
     def call(self, channel: grpc.Channel, request: RequestT, deadline: float) -> ResponseT:
         """Call it, in seconds at most `deadline`. Raises grpc.RpcError."""

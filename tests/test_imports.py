@@ -146,6 +146,15 @@ def test_the_holder_imports_nothing_but_the_standard_library(module: str) -> Non
     assert not foreign
 
 
+def test_the_mount_command_starts_without_the_agents_client() -> None:
+    """It imports aiohttp and pydantic, which take a quarter of a second."""
+    reached, left = set[str](), {"csi.mounting"}
+    while left:
+        reached |= left
+        left = {name for module in left for name in ours(module)} - reached
+    assert not {name for name in reached if name.startswith("agent")}
+
+
 @pytest.mark.parametrize("package", ["agent", "csi", "csi.holder", "agent.control", "preload"])
 def test_a_package_brings_nothing_along_by_being_imported(package: str) -> None:
     assert not imports(package)

@@ -10,6 +10,7 @@ import pytest
 
 from agent.control.client import AdminError
 from csi import services
+from csi.answering import handler
 from csi.failures import AGENT_CODES, HOLDER_CODES, InvalidArgument, NotPublished, TargetTaken, grpc_status
 from csi.holder.client import HolderGone
 from csi.holder.protocol import Refused
@@ -29,7 +30,7 @@ async def ending(path: Path, failure: Exception | None) -> tuple[grpc.StatusCode
         return csi_pb2.ProbeResponse()
 
     server = grpc.aio.server()
-    server.add_generic_rpc_handlers([services.PROBE.handler(answer)])
+    server.add_generic_rpc_handlers([handler(services.PROBE, answer)])
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     options = [("grpc.default_authority", "localhost")]
