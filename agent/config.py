@@ -224,6 +224,15 @@ class PeersConfig(_Table):
         json_schema_extra=_shown("required"),
     )
 
+    swarm: Flag = Field(
+        default=False,
+        description="Take part in the swarm (libtorrent), by which whole datasets are warmed.",
+    )
+    swarm_port: Annotated[int, Field(ge=0, le=65535), Unit("number")] = Field(
+        default=0,
+        description="The port of the swarm, at the address of `listen`; 0 takes any that is free.",
+    )
+
     @model_validator(mode="after")
     def _has_what_discovery_needs(self) -> PeersConfig:
         if self.discovery == "static" and (self.name is not None or not self.addresses):

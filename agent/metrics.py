@@ -180,9 +180,23 @@ class Metrics:
             {"reason": reasons},
         )
         self.peer_failures = {reason: failures.labels(reason) for reason in reasons}
+        self._declare_swarm()
         self.peer_refusals = self._plain_counter(
             "headrace_peer_refusals_total", "Requests at the peers' port that showed no good token."
         )
+
+    def _declare_swarm(self) -> None:
+        moved = self._counter(
+            "headrace_swarm_bytes_total",
+            "Bytes exchanged in the swarm: `received` and recorded, or `sent`.",
+            {"direction": ("received", "sent")},
+        )
+        self.swarm_received = moved.labels("received")
+        self.swarm_sent = moved.labels("sent")
+        self.swarm_hashed_bytes = self._plain_counter(
+            "headrace_swarm_hashed_bytes_total", "Bytes of the store whose pieces were hashed for the swarm."
+        )
+        self.swarm_torrents = self._gauge("headrace_swarm_torrents", "Torrents that this agent is in now.")
 
     def fuse_request(self, opcode: str) -> Counter:
         """The counter of one opcode, to be kept by the caller."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -32,9 +32,11 @@ from agent.control.views import (
     StatusView,
     StoreView,
     UnmappedView,
+    WarmingView,
+    WarmRequest,
 )
 from agent.control.web import monitoring
-from agent.errors import HolderError, ObjectMissing
+from agent.errors import BadRequest, HolderError, ObjectMissing
 from agent.identity import credentials_of
 from agent.metrics import Metrics, build_version
 from agent.mount.handover import Handover
@@ -50,6 +52,8 @@ from agent.mount.revisions import Revisions
 from agent.origin.catalog import Origins
 from agent.origin.http_query import named
 from agent.peers.cluster import Cluster
+from agent.peers.swarming import Swarming
+from agent.peers.warmings import SwarmWarming, SwarmWarmings
 from agent.transfer.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -67,13 +71,15 @@ class Node:
         self._store = store
         self._metrics = metrics
         self._pins = pins
+        self._warmings: SwarmWarmings | None = None
         self._mounts: Mounts | None = None
         self._holder: Holder | None = None
 
-    async def serve(self, mounts: Mounts, holder: Holder) -> None:
-        """From now on mounts are served."""
+    async def serve(self, mounts: Mounts, holder: Holder, warmings: SwarmWarmings | None) -> None:
+        """From now on mounts are served, and datasets warmed where there is a swarm."""
         self._mounts = mounts
         self._holder = holder
+        self._warmings = warmings
 
     def unready(self) -> list[str]:
         """Why the agent cannot serve; nothing where it can."""
@@ -171,6 +177,15 @@ class Node:
     def pins(self) -> Sequence[PinView]:
         return [_pin_view(pin) for pin in self._pins.active()]
 
+    async def warm(self, request: WarmRequest) -> WarmingView:
+        if self._warmings is None:
+            raise BadRequest("warming needs the swarm: [peers] with swarm = true, and a ready agent")
+        return await self._warming_view(await self._warmings.begin(request.uri))
+
+    async def warmings(self) -> Sequence[WarmingView]:
+        warmings = () if self._warmings is None else self._warmings.all()
+        return [await self._warming_view(one) for one in warmings]
+
     def counters(self) -> dict[str, float]:
         return self._metrics.counters()
 
@@ -184,6 +199,19 @@ class Node:
             if known == revision and (dataset := await self._store.load_dataset(uri, revision)) is not None:
                 return dataset
         raise ObjectMissing(f"no dataset here has the revision {revision!r}")
+
+    async def _warming_view(self, warming: SwarmWarming) -> WarmingView:
+        dataset = warming.dataset
+        present = await self._store.present_bytes([entry.ref.key for entry in dataset.entries])
+        return WarmingView(
+            id=warming.id,
+            uri=dataset.uri,
+            revision=dataset.revision,
+            state=warming.state,
+            bytes=dataset.size,
+            bytes_present=sum(present.values()),
+            message=warming.error,
+        )
 
     async def _dataset_view(self, dataset: Dataset, mounted: bool) -> DatasetView:
         present = await self._store.present_bytes([entry.ref.key for entry in dataset.entries])
@@ -204,12 +232,14 @@ class Claims:
 
     mounts: Mounts
     pins: Pins
+    swarming: Swarming | None
 
     def mounted(self) -> Set[str]:
         return self.mounts.mounted()
 
     def leased(self) -> Set[str]:
-        return self.mounts.leased()
+        warmed = self.swarming.claimed() if self.swarming is not None else set()
+        return self.mounts.leased() | warmed
 
     def pinned(self) -> Set[str]:
         return self.pins.keys()
@@ -281,6 +311,16 @@ def _mount_view(mounted: Mounted, record: MountRecord) -> MountView:
     )
 
 
+def _both(
+    first: Callable[[str], Awaitable[None]], then: Callable[[str], Awaitable[None]]
+) -> Callable[[str], Awaitable[None]]:
+    async def both(key: str) -> None:
+        await first(key)
+        await then(key)
+
+    return both
+
+
 async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
     """Start the agent, serve until `stop`, end it in order. Raises ConfigError, StoreError, HolderError.
 
@@ -335,18 +375,25 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         stack.callback(mounts.close)
         stack.push_async_callback(filler.close)
         stack.push_async_callback(asyncio.to_thread, pool.close)
+        swarming, warmings = None, None
         if cluster is not None:
             await cluster.serve(filler)
             stack.push_async_callback(cluster.leave)
+            swarming = cluster.swarming
+        if swarming is not None:
+            warmings = SwarmWarmings(swarming, store, origins.resolve)
+            stack.push_async_callback(warmings.close)
+            store.before_removal = _both(swarming.end, store.before_removal)
+            store.before_emptying = swarming.end
         await mounts.adopt(held)
-        evictor = Evictor(store, Claims(mounts, pins), clock, metrics)
+        evictor = Evictor(store, Claims(mounts, pins, swarming), clock, metrics)
         pins.on_removed = evictor.hope
         evictor.start()
         stack.push_async_callback(evictor.close)
         handover = Handover(holder, mounts, shape, clock, metrics)
         handover.start()
         stack.push_async_callback(handover.close)
-        await node.serve(mounts, holder)
+        await node.serve(mounts, holder, warmings)
         scrub.start()
         stack.push_async_callback(scrub.close)
         runner = await serve_admin(application(node), config.admin.socket)

@@ -43,6 +43,8 @@ class Departures(Records):
         self.conditions = Conditions(directories, self._blocking, metrics)
         # Awaited with an object's key before its file is unlinked or replaced: who keeps it open lets go.
         self.before_removal: Callable[[str], Awaitable[None]] = _nobody
+        # The same before chunks of one that was never complete are emptied: who gives them to others stops.
+        self.before_emptying: Callable[[str], Awaitable[None]] = _nobody
         self._open: dict[str, tuple[CachedObject, Directory | None]] = {}
         self._opening: dict[str, asyncio.Task[CachedObject]] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
@@ -139,6 +141,7 @@ class Departures(Records):
             return 0
         self._removing[key] = gone = asyncio.get_running_loop().create_future()
         try:
+            await self.before_emptying(key)
             trimmed = await self._blocking(trim, directory, key, chunks)
             directory.chunks -= trimmed.chunks
             directory.used -= trimmed.bytes
@@ -201,6 +204,8 @@ class Departures(Records):
                 for chunk in chunks:
                     cached.publish(chunk)
                 return 0
+            if size:
+                await self.before_emptying(cached.ref.key)
             await _unread(cached, chunks)
             directory.used -= size
             await asyncio.to_thread(punch, cached.fd, [cached.extent(chunk) for chunk in chunks])

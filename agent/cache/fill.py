@@ -108,7 +108,7 @@ class Filler:
     def prefetch(self, cached: CachedObject, chunks: range, owner: object) -> None:
         """Fill chunks ahead of `owner`, less urgently than what readers wait for."""
         for chunk in () if self._closing else chunks:
-            held = cached.present[chunk] or chunk in cached.passing
+            held = cached.present[chunk] or chunk in cached.passing or chunk in cached.granted
             if not held and self._setbacks.of(cached.ref.key, chunk) is None:
                 self._want(cached, chunk, Urgency.PREFETCH).owners.add(owner)
 
@@ -117,9 +117,11 @@ class Filler:
     ) -> bool:
         """Fill a chunk with the least urgency, and call `told` when that has ended (loop), with its error.
 
-        False where there is nothing to do: it is present, or has just failed.
+        False where there is nothing to do: it is present, the swarm brings it, or it has just failed.
         """
-        if self._closing or cached.present[chunk] or self._setbacks.of(cached.ref.key, chunk) is not None:
+        if self._closing or cached.present[chunk] or chunk in cached.granted:
+            return False
+        if self._setbacks.of(cached.ref.key, chunk) is not None:
             return False
         flight = self._want(cached, chunk, Urgency.PRELOAD)
         flight.owners.add(owner)

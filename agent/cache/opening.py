@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.cache.schema import PROOFS, SCHEMA, SCHEMA_VERSION
+from agent.cache.schema import PIECES, PROOFS, SCHEMA, SCHEMA_VERSION
 from agent.cache.wal import frames_lost
 from agent.errors import StoreFailed
 
@@ -160,7 +160,7 @@ def _prepare(path: Path, db: sqlite3.Connection, *, fresh: bool) -> None:
     if version < SCHEMA_VERSION:
         missing = "".join(SCHEMA[version:])
         db.executescript(f"BEGIN; {missing} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
-    db.executescript(PROOFS)  # a release that does not know it is not harmed by it
+    db.executescript(PROOFS + PIECES)  # a release that does not know it is not harmed by it
     for table in ("objects", "chunks", "datasets", "totals", "notes"):
         db.execute(f"SELECT * FROM {table} LIMIT 1").fetchone()
     if db.execute("SELECT COUNT(*) FROM totals").fetchone() != (1,):

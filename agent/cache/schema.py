@@ -81,6 +81,13 @@ CREATE INDEX objects_by_use ON objects (last_use);
 """,
 )
 SCHEMA_VERSION = len(SCHEMA)
+# SHA-1 of the pieces of chunks, for the swarm (agent/peers/piece_hashes.py); they outlive the bytes.
+PIECES = """
+CREATE TABLE IF NOT EXISTS pieces (
+    key TEXT NOT NULL, chunk_size INTEGER NOT NULL, chunk INTEGER NOT NULL, sha1 BLOB NOT NULL,
+    saved REAL NOT NULL, PRIMARY KEY (key, chunk_size, chunk)
+) WITHOUT ROWID;
+"""
 # Which identity (agent/identity.py) was given which listing by the origin, and when.
 PROOFS = """
 CREATE TABLE IF NOT EXISTS proofs (

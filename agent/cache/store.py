@@ -151,6 +151,8 @@ class Store(Departures):
             raise kind(f"{directory.path} takes no fills: {directory.reason}")
         if not cached.writable:
             raise StoreFailed(f"{cached.path} was complete: it is not written any more")
+        if chunk in cached.granted:
+            raise StoreFailed(f"{cached.ref.uri}: the swarm brings chunk {chunk}")
         if chunk in cached.unreadable:
             raise StoreFailed(f"{cached.path}: the disk did not give back what was written there")
         if self._cut(cached):
@@ -173,6 +175,26 @@ class Store(Departures):
         if filling.unwritten < filling.bytes:
             self._empty(directory, cached, (chunk,), 0)
 
+    def grant(self, cached: CachedObject, chunk: int) -> bool:
+        """Claim room for a chunk that the swarm may write from now on, as `reserve` does; then `record` it,
+        or take it back. False where the chunk is present, on its way or on its way out."""
+        busy = chunk in cached.landings or (cached.ref.key, chunk) in self._emptying
+        if cached.present[chunk] or chunk in cached.granted or busy:
+            return False
+        self.reserve(cached, chunk)
+        cached.granted.add(chunk)
+        return True
+
+    def take_back(self, cached: CachedObject, chunks: Iterable[int]) -> None:
+        """Give back the room of granted chunks, and the disk that their bytes took: nobody writes there."""
+        directory = self._directory(cached)
+        back = cached.granted.intersection(chunks)
+        cached.granted -= back
+        for chunk in back:
+            directory.used -= directory.filling.pop((cached.ref.key, chunk)).bytes
+        if back:
+            self._empty(directory, cached, sorted(back), 0)
+
     async def make_room(self, cached: CachedObject, length: int) -> bool:
         """Whether eviction has just made some room where the object is, so that it is worth another try."""
         found = self.found(cached.ref.key)
@@ -186,6 +208,7 @@ class Store(Departures):
         )
         directory.chunks += 1
         directory.filling.pop((cached.ref.key, chunk), None)
+        cached.granted.discard(chunk)
         cached.publish(chunk)
         cached.arrived(chunk)
 

@@ -3,6 +3,7 @@
     GET /v1/status                             GET /v1/counters
     GET /v1/datasets                           GET /v1/datasets/{revision}/objects?after=PATH&limit=N
     GET /v1/pins     POST /v1/pins {"revision", "until", "reason"} DELETE /v1/pins/{pin}
+    GET /v1/warmings POST /v1/warmings {"uri"}
     GET /v1/mounts   POST /v1/mounts {"uri", ...} DELETE /v1/mounts/{mount}
 
 Errors of the agent become an HTTP status here, once, and a body {"error", "message"} of one redacted line.
@@ -32,6 +33,8 @@ from agent.control.views import (
     PinView,
     StatusView,
     View,
+    WarmingView,
+    WarmRequest,
 )
 from agent.logs import redact
 
@@ -76,6 +79,8 @@ class Controlled(Protocol):
     async def pin(self, request: PinRequest) -> PinView: ...
     async def unpin(self, pin: str) -> None: ...
     def pins(self) -> Sequence[PinView]: ...
+    async def warm(self, request: WarmRequest) -> WarmingView: ...
+    async def warmings(self) -> Sequence[WarmingView]: ...
     def counters(self) -> dict[str, float]: ...
 
 
@@ -93,6 +98,8 @@ def application(controlled: Controlled) -> web.Application:
     app.router.add_get("/v1/pins", api.pins)
     app.router.add_post("/v1/pins", api.pin)
     app.router.add_delete("/v1/pins/{pin}", api.unpin)
+    app.router.add_get("/v1/warmings", api.warmings)
+    app.router.add_post("/v1/warmings", api.warm)
     return app
 
 
@@ -139,6 +146,12 @@ class _Api:
     async def unpin(self, request: web.Request) -> web.Response:
         await self._controlled.unpin(request.match_info["pin"])
         return web.Response(status=204)
+
+    async def warmings(self, request: web.Request) -> web.Response:
+        return _json_list(await self._controlled.warmings())
+
+    async def warm(self, request: web.Request) -> web.Response:
+        return _json(await self._controlled.warm(_asked(WarmRequest, await _body(request))))
 
 
 async def _body(request: web.Request) -> bytes:

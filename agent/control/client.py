@@ -18,6 +18,7 @@ from agent.control.views import (
     ObjectView,
     PinView,
     StatusView,
+    WarmingView,
 )
 
 T = TypeVar("T")
@@ -92,6 +93,14 @@ class AdminClient:
 
     async def unpin(self, pin: str) -> None:
         await self._ask("DELETE", f"/v1/pins/{quote(pin, safe='')}")
+
+    async def warm(self, uri: str) -> WarmingView:
+        """Begin to bring a dataset into the store by the swarm; `warmings` say how far that is."""
+        return _parsed(TypeAdapter(WarmingView), await self._ask("POST", "/v1/warmings", {"uri": uri}))
+
+    async def warmings(self) -> list[WarmingView]:
+        """What is warmed and was warmed, the oldest first."""
+        return await self._get("/v1/warmings", TypeAdapter(list[WarmingView]))
 
     async def _get(self, path: str, adapter: TypeAdapter[T]) -> T:
         return _parsed(adapter, await self._ask("GET", path))

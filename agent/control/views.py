@@ -160,6 +160,26 @@ class PinView(View):
     objects: int
 
 
+class WarmRequest(BaseModel):
+    """The body of POST /v1/warmings: a dataset's URI, which is listed with the agent's own credentials."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+    uri: str = Field(min_length=1, max_length=4096)
+
+
+class WarmingView(View):
+    """A dataset that is brought by the swarm: `running`, `done`, or `failed` for the reason in `message`."""
+
+    id: str
+    uri: str
+    revision: str
+    state: str
+    bytes: int
+    bytes_present: int
+    message: Annotated[str, AfterValidator(_one_line)] = ""
+
+
 class ErrorView(View):
     """Every answer that is not 2xx."""
 

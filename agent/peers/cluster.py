@@ -17,11 +17,15 @@ from agent.peers.courses import Courses
 from agent.peers.discovery import NamedPeers, system_resolver
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.exchange_server import Exchange
+from agent.peers.gathering import Services
 from agent.peers.guide import RelayGuide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
+from agent.peers.piece_hashes import PieceHashes
 from agent.peers.secrets import Secrets
 from agent.peers.source import PeerSource
+from agent.peers.swarm_wire import CALL as SWARM_CALL
+from agent.peers.swarming import Members, Swarming
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
@@ -52,7 +56,8 @@ class Cluster:
         self._store = store
         self._clock = clock
         self._metrics = metrics
-        self._tokens = Tokens(Secrets(config.secret_file, clock), clock, own.name)
+        secrets = Secrets(config.secret_file, clock)
+        self._tokens = Tokens(secrets, clock, own.name)
         self._engine = Engine(RECEIVER_THREADS, clock)
         client = ExchangeClient(self._tokens, self._engine)
         targets = config.targets
@@ -64,11 +69,19 @@ class Cluster:
         self._guide = RelayGuide(own, self._discovery, liveness, client, self._tracking, courses, clock)
         self.source = PeerSource(origins, self._guide, client, liveness, clock, self._metrics)
         self._client = client
+        self._liveness = liveness
+        self._own = own
+        self._secrets = secrets
+        self._chunk_size = chunk_size
+        self.swarming: Swarming | None = None
         self._stack = AsyncExitStack()
 
     async def serve(self, filler: Filler) -> None:
         """Listen to peers, look for them, and announce. Raises ConfigError."""
         calls = {CALL: self._tracking.call}
+        if self._config.swarm:
+            self.swarming = await self._in_swarm(filler)
+            calls[SWARM_CALL] = self.swarming.call
         helper = _Helping(filler, self._guide)
         exchange = Exchange(self._store, self._tokens, self._clock, self._metrics, calls, helper)
         await exchange.start(self._config.address)
@@ -77,7 +90,31 @@ class Cluster:
         self._stack.push_async_callback(self._discovery.close)
         self._guide.start()
         self._stack.push_async_callback(self._guide.close)
+        if self.swarming is not None:
+            self.swarming.start()
+            self._stack.push_async_callback(self.swarming.close)
         log.info("peers are served on %s", self._config.own)
+
+    async def _in_swarm(self, filler: Filler) -> Swarming:
+        from agent.peers.swarm import Swarm  # libtorrent is 8 MB that only who takes part shall load
+
+        host, _ = self._config.address
+        swarm = await Swarm.start(host, self._config.swarm_port)
+        swarm.on_sent = self._metrics.swarm_sent.inc
+        self._stack.push_async_callback(swarm.close)
+        log.info("the swarm is on port %d", swarm.port)
+        services = Services(
+            own=self._own,
+            store=self._store,
+            filler=filler,
+            swarm=swarm,
+            hashes=PieceHashes(self._store, self._clock),
+            clock=self._clock,
+            metrics=self._metrics,
+            brought=lambda ref, extent: self._guide.brought(ref, extent, None),
+        )
+        members = Members(self._discovery, self._liveness, self._client, self._secrets)
+        return Swarming(services, members, self._chunk_size)
 
     async def leave(self) -> None:
         """Serve no peer any more."""

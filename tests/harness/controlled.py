@@ -13,6 +13,8 @@ from agent.control.views import (
     PinView,
     StatusView,
     UnmappedView,
+    WarmingView,
+    WarmRequest,
 )
 from agent.errors import BadRequest, HeadraceError, ObjectMissing
 
@@ -35,6 +37,7 @@ class InMemoryAgent:
         self.failure: BaseException | None = None
         self.known: dict[str, MountView] = {}
         self.pinned: dict[str, PinView] = {}
+        self.warmed: list[WarmingView] = []
         self.requests: list[MountRequest] = []
 
     async def status(self) -> StatusView:
@@ -86,6 +89,18 @@ class InMemoryAgent:
 
     def pins(self) -> Sequence[PinView]:
         return list(self.pinned.values())
+
+    async def warm(self, request: WarmRequest) -> WarmingView:
+        self._fail()
+        name = f"w{len(self.warmed)}"
+        view = WarmingView(
+            id=name, uri=request.uri, revision=DATASET.revision, state="running", bytes=50, bytes_present=20
+        )
+        self.warmed.append(view)
+        return view
+
+    async def warmings(self) -> Sequence[WarmingView]:
+        return self.warmed
 
     def counters(self) -> dict[str, float]:
         return {"headrace_mounts": 1.0}

@@ -289,3 +289,14 @@ async def test_a_pin_without_an_end_is_refused(
     async with raw.post("/v1/pins", data=body.encode()) as answer:
         assert answer.status == 400
     assert not agent.pinned
+
+
+async def test_a_dataset_is_warmed_on_request_and_listed(
+    client: AdminClient, raw: aiohttp.ClientSession, agent: InMemoryAgent
+) -> None:
+    warming = await client.warm("s3://models/x")
+    assert (warming.uri, warming.state, warming.bytes_present) == ("s3://models/x", "running", 20)
+    assert await client.warmings() == [warming]
+    async with raw.post("/v1/warmings", json={"uri": ""}) as answer:
+        assert answer.status == 400
+    assert len(agent.warmed) == 1

@@ -1,0 +1,86 @@
+"""Datasets that are brought into the store by the swarm, on request, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from agent.cache.store import Store
+from agent.content import Dataset
+from agent.errors import BadRequest, HeadraceError
+from agent.peers.swarming import Swarming
+
+log = logging.getLogger(__name__)
+
+Resolve = Callable[[str], Awaitable[Dataset]]
+
+MOST = 64  # that are remembered; and no more are under way at a time
+
+
+@dataclass(eq=False, slots=True)
+class SwarmWarming:
+    """One dataset; `task` has ended when it is there, or cannot be had (`error`)."""
+
+    id: str
+    dataset: Dataset
+    task: asyncio.Task[None]
+    error: str = ""
+
+    @property
+    def state(self) -> str:
+        if not self.task.done():
+            return "running"
+        return "failed" if self.error else "done"
+
+
+class SwarmWarmings:
+    """Those of one agent. Loop only."""
+
+    def __init__(self, swarming: Swarming, store: Store, resolve: Resolve) -> None:
+        """`resolve` lists a URI at its origin with the agent's own credentials."""
+        self._swarming = swarming
+        self._store = store
+        self._resolve = resolve
+        self._warmings: OrderedDict[str, SwarmWarming] = OrderedDict()
+
+    async def begin(self, uri: str) -> SwarmWarming:
+        """Warm a dataset as it is now; the same one twice is one. Raises OriginError, StoreError; BadRequest
+        where too many are under way."""
+        dataset = await self._resolve(uri)
+        await self._store.save_dataset(dataset)
+        running = [one for one in self._warmings.values() if one.state == "running"]
+        for one in running:
+            if (one.dataset.uri, one.dataset.revision) == (dataset.uri, dataset.revision):
+                return one
+        if len(running) >= MOST:
+            raise BadRequest(f"{MOST} datasets are being warmed; wait for one of them")
+        ended = [one for one in self._warmings.values() if one not in running]
+        for one in ended[: max(0, len(self._warmings) - MOST + 1)]:
+            del self._warmings[one.id]
+        name = secrets.token_hex(8)
+        task = asyncio.create_task(self._run(name, dataset))
+        self._warmings[name] = SwarmWarming(name, dataset, task)
+        return self._warmings[name]
+
+    def all(self) -> list[SwarmWarming]:
+        """The oldest first."""
+        return list(self._warmings.values())
+
+    async def close(self) -> None:
+        """End what is under way; what came of it stays."""
+        tasks = [one.task for one in self._warmings.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _run(self, name: str, dataset: Dataset) -> None:
+        try:
+            await self._swarming.warm(entry.ref for entry in dataset.entries)
+        except HeadraceError as error:
+            self._warmings[name].error = str(error)
+            log.warning("%s: not warmed: %s", dataset.uri, error)
