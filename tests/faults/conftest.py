@@ -12,7 +12,7 @@ from deploy.local.stack import LocalStack
 from tests.fakes.scripted_proxy import ScriptedProxy
 from tests.harness.s3 import SeaweedS3
 
-PATIENCE = 3.0  # seconds that a reader waits
+PATIENCE = 4.0  # seconds that a reader waits
 DEADLINE = 2.0  # seconds of one request with its retries
 
 
