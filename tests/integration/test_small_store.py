@@ -165,7 +165,7 @@ def test_three_rounds_over_three_times_the_store_hit_as_the_policy_says_and_keep
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("count", [4, 8])
+@pytest.mark.parametrize("count", [pytest.param(4, marks=pytest.mark.long), 8])
 def test_a_dataset_twice_the_store_is_read_and_mapped_by_many_at_once(
     small: LocalStack, seed: int, count: int
 ) -> None:
