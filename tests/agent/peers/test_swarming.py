@@ -58,3 +58,30 @@ async def test_what_another_has_comes_by_the_swarm_and_no_byte_of_it_from_the_or
     assert await has_all(second)
     assert second.swarm_bytes == TOTAL
     assert first.origin_bytes == second.origin_bytes == 0
+
+
+async def test_agents_that_warm_at_once_have_each_byte_of_the_origin_once(start: Start) -> None:
+    members = [await start(number) for number in range(3)]
+    await warm(*members)
+    assert [await has_all(one) for one in members] == [True] * 3
+    assert sum(one.origin_bytes for one in members) == TOTAL
+    assert sum(one.swarm_bytes for one in members) > 0
+
+
+async def test_two_that_have_halves_bring_a_third_the_whole(start: Start) -> None:
+    first, second, third = [await start(number) for number in range(3)]
+    for ref in REFS:
+        count = -(-ref.size // CHUNK)
+        await first.keep(ref, DATA[ref.uri], range(0, count, 2))
+        await second.keep(ref, DATA[ref.uri], range(1, count, 2))
+    await warm(third)
+    assert await has_all(third)
+    assert third.swarm_bytes == TOTAL
+    assert not any(one.origin_bytes for one in (first, second, third))
+
+
+async def test_an_agent_without_peers_warms_from_the_origin(start: Start) -> None:
+    alone = await start(0)
+    await warm(alone)
+    assert await has_all(alone)
+    assert (alone.origin_bytes, alone.swarm_bytes) == (TOTAL, 0)
