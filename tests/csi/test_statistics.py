@@ -74,10 +74,7 @@ def test_an_agent_that_does_not_serve_the_mount_makes_it_abnormal(
     ],
 )
 def test_what_is_not_published_there_is_not_found(
-    holder: HolderProcess, serve: ServeProcess, target: str, volume: str, code: grpc.StatusCode
+    serve: ServeProcess, agent: SmallAgent, target: str, volume: str, code: grpc.StatusCode
 ) -> None:
-    agent = SmallAgent(holder, serve.admin_socket)
-    with agent.serving():
-        serve.publish(publication(serve.pods / "a"))
-        assert refused(serve, target.format(pods=serve.pods), volume) is code
-    agent.close()
+    serve.publish(publication(serve.pods / "a"))
+    assert refused(serve, target.format(pods=serve.pods), volume) is code
