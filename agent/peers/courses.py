@@ -105,6 +105,11 @@ class Courses:
         self._books[ref.key] = book  # the last one used
         return book
 
+    def known(self, key: str, unit: int) -> bytes | None:
+        """A digest that is known; called from any thread. It may miss one whose book is just moved."""
+        book = self._books.get(key)
+        return book.units.get(unit) if book is not None else None
+
     def trim(self) -> bool:
         """Forget what was not asked for longest, where there are too many digests; whether any was."""
         count, forgotten = sum(len(book.units) for book in self._books.values()), set()

@@ -19,11 +19,12 @@ from agent.peers.protocol import (
     range_header,
 )
 from agent.peers.token import Bound, Tokens, body_digest
+from agent.peers.units import UNIT
 from agent.source import Sink
 from agent.transfer.engine import Engine
 from agent.transfer.request import Endpoint, RangedGet
 
-STALL_TIMEOUT = 4.0  # seconds, of which three are waited: a parent may itself wait for the first byte
+STALL_TIMEOUT = 16.0  # seconds of one stream; how long a peer may be silent says agent/peers/source.py
 LONGEST_ANSWER = 4 << 20  # bytes of a call's answer
 CONNECTIONS_PER_PEER = 4  # of calls; bytes have the engine's own
 
@@ -67,6 +68,7 @@ class ExchangeClient:
             name=f"{ref.uri} from {peer.name}",
             as_stored=True,
             stall_timeout=STALL_TIMEOUT,
+            piece=UNIT,
         )
         await self._engine.receive(get, sink)
 

@@ -181,7 +181,7 @@ class Exchange:
         assert isinstance(transport, asyncio.Transport)
         sent = 0
         try:
-            sent = await self._outgoing.send(transport, cached, extent)
+            sent = await self._outgoing.send(request[SENDER], transport, cached, extent)
         except (OSError, TimeoutError, NotHere) as error:
             log.debug("bytes of %s for %s broke off: %s", cached.ref.uri, request[SENDER], error)
         self._metrics.peer_bytes_sent.inc(sent)

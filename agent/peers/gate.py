@@ -28,6 +28,9 @@ SWEEP_EVERY = 2.0  # seconds
 LOOK_EVERY = 0.05  # seconds between two searches for room
 BACKLOG = 1024
 FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+# Bytes that the kernel takes before it can send them: what it has is sent before what is wanted more.
+UNSENT = 512 << 10
+TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -103,6 +106,8 @@ class Gate:
                 connection.send(FULL)
             return
         loop = asyncio.get_running_loop()
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, UNSENT)
         transport, _ = await loop.connect_accepted_socket(server, connection)
         assert isinstance(transport, asyncio.Transport)
         self._visits[transport] = _Visit(transport, self._clock.monotonic())

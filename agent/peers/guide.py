@@ -91,6 +91,9 @@ class RelayGuide:
         names = routes[chunk] if chunk < len(routes) else ()
         return [peer_of(name) for name in names if name != self._own.name and self._liveness.usable(name)]
 
+    def known(self, ref: ObjectRef, unit: int) -> bytes | None:
+        return self._courses.known(ref.key, unit)
+
     async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
         book = self._courses.book(ref)
         book.waiting += 1
@@ -128,15 +131,15 @@ class RelayGuide:
         """Tell the digests of units that are here, and that nobody may have told: they are read for that."""
         book = self._courses.book(cached.ref)
         first = extent.offset - extent.offset % UNIT
-        for offset in range(first, extent.end, UNIT):
-            end = unit_end(offset, cached.ref.size)
-            whole = Extent(offset, end - offset)
-            if offset // UNIT not in book.units and cached.begin_read(whole):
-                try:
-                    digest = await asyncio.to_thread(_digest_of, cached.fd, whole)
-                finally:
-                    cached.end_read(whole)
-                self.made(cached.ref, offset // UNIT, digest)
+        units = (Extent(at, unit_end(at, cached.ref.size) - at) for at in range(first, extent.end, UNIT))
+        here = [one for one in units if one.offset // UNIT not in book.units and cached.begin_read(one)]
+        try:
+            digests = await asyncio.to_thread(_digests_of, cached.fd, here) if here else []
+        finally:
+            for one in here:
+                cached.end_read(one)
+        for one, digest in zip(here, digests, strict=True):
+            self.made(cached.ref, one.offset // UNIT, digest)
 
     def _tracker(self, group: str) -> Peer:
         usable = [peer for peer in self._discovery.peers() if self._liveness.usable(peer.name)]
@@ -278,5 +281,5 @@ class RelayGuide:
         return task
 
 
-def _digest_of(fd: int, extent: Extent) -> bytes:
-    return unit_digest(os.pread(fd, extent.length, extent.offset))
+def _digests_of(fd: int, units: Sequence[Extent]) -> list[bytes]:
+    return [unit_digest(os.pread(fd, unit.length, unit.offset)) for unit in units]

@@ -16,9 +16,10 @@ from agent.cache.objects import CachedObject
 from agent.clock import Clock, timeout
 from agent.content import Extent
 from agent.errors import HeadraceError
+from agent.peers.turns import Turns
 from agent.transfer.landing import Landing
 
-SLICE = 1 << 20  # bytes sent between two looks at the clock
+SLICE = 1 << 20  # bytes sent in one turn
 SENT_WITHIN = 10.0  # seconds for a slice: whoever reads more slowly than 100 KiB a second is cut off
 ARRIVED_WITHIN = 10.0  # seconds of silence of the landing
 LOOK_EVERY = (
@@ -73,17 +74,25 @@ class Outgoing:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._turns = Turns(clock)
 
-    async def send(self, transport: asyncio.WriteTransport, cached: CachedObject, extent: Extent) -> int:
-        """Send the extent, and return how many bytes that were: fewer where the rest cannot be had.
+    async def send(
+        self, peer: str, transport: asyncio.WriteTransport, cached: CachedObject, extent: Extent
+    ) -> int:
+        """Send the extent to a peer, and return how many bytes that were: fewer where the rest cannot be had.
 
         The caller holds the object. Raises OSError and TimeoutError of the connection.
         """
         offset = extent.offset
         while offset < extent.end:
-            until = min(available(cached, offset, extent.end), offset + SLICE)
-            if until > offset:
-                await self._send_slice(transport, cached, Extent(offset, until - offset))
+            if available(cached, offset, extent.end) > offset:
+                await self._turns.take(peer, extent.offset)
+                try:
+                    until = min(available(cached, offset, extent.end), offset + SLICE)
+                    if until > offset:
+                        await self._send_slice(transport, cached, Extent(offset, until - offset))
+                finally:
+                    self._turns.give(peer)
                 offset = until
             elif not await self._arrives(cached, offset, extent.end):
                 break

@@ -29,7 +29,7 @@ from agent.errors import (
     VersionChanged,
 )
 from agent.metrics import Metrics
-from agent.peers.exchange_client import ExchangeClient
+from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 
 PARENTS = 3  # peers that are tried for a chunk before the origin is asked
 DIGEST_WITHIN = 2.0  # seconds that a unit which has arrived waits for its digest
-UNIT_WITHIN = 5.0  # seconds for a unit to arrive: with 16 streams over one link of 200 Mbit/s it takes 0.7
+UNIT_WITHIN = 5.0  # seconds in which a peer brings a unit, on any of its streams
+SILENT_WITHIN = 3.0  # seconds in which it sends something, on any: one may wait for what its parent awaits
+LOOK_EVERY = 1.0  # seconds between two looks at that
 PEERS_WITHIN = 10.0  # seconds for all parents of a chunk while none of them brings a unit
 RESTS = 256  # heads' digests of unfinished units that are kept for the next attempt
 
@@ -53,6 +55,9 @@ class Guide(Protocol):
 
         Answers within tens of milliseconds, and never raises.
         """
+
+    def known(self, ref: ObjectRef, unit: int) -> bytes | None:
+        """The digest of a unit where it is known already; called from any thread."""
 
     async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
         """The digest of a unit as its head made it, as soon as that is known; the caller bounds the wait."""
@@ -86,6 +91,8 @@ class PeerSource:
         self._clock = clock
         self._metrics = metrics
         self._rests: OrderedDict[tuple[str, int], Rest] = OrderedDict()
+        self._sent: dict[str, float] = {}  # peer -> when bytes of it were last seen to have come
+        self._brought: dict[str, float] = {}  # and when a unit
 
     def budget(self, ref: ObjectRef) -> Budget:
         return self._origin.budget(ref)
@@ -133,23 +140,36 @@ class PeerSource:
         return error
 
     async def _receive(self, peer: Peer, ref: ObjectRef, sink: Sink, within: float) -> None:
-        """Raises TimeoutError where a unit takes longer than `within` seconds."""
+        """Raises TimeoutError where the peer brings no unit within so many seconds, PeerSilent if nothing."""
         loop = asyncio.get_running_loop()
         expected = functools.partial(self._expected, loop, ref)
         checked = CheckedSink(sink, ref.size, expected)
         receiving = asyncio.ensure_future(self._client.receive(peer, ref, checked))
         try:
+            began = self._clock.monotonic()
             while not receiving.done():
-                before = sink.position
-                await self._wait(receiving, within)
-                if not receiving.done() and sink.position == before:
-                    raise TimeoutError(f"no unit within {within:g} s")
+                before = checked.position, sink.position
+                await self._wait(receiving, min(within, LOOK_EVERY))
+                now = self._clock.monotonic()
+                if checked.position > before[0]:
+                    self._sent[peer.name] = now
+                if sink.position > before[1]:
+                    self._brought[peer.name] = now
+                if not receiving.done():
+                    self._raise_if_idle(peer, began, within)
             receiving.result()
         finally:
             await _over(receiving)
 
+    def _raise_if_idle(self, peer: Peer, began: float, within: float) -> None:
+        now = self._clock.monotonic()
+        if now - max(began, self._brought.get(peer.name, 0.0)) >= within:
+            raise TimeoutError(f"no unit within {within:g} s")
+        if now - max(began, self._sent.get(peer.name, 0.0)) >= SILENT_WITHIN:
+            raise PeerSilent(f"{peer.name} has sent nothing for {SILENT_WITHIN:g} s")
+
     async def _wait(self, receiving: asyncio.Future[None], within: float) -> None:
-        """Wait for the end, or for as long as one unit may take."""
+        """Wait for the end, but no longer than `within` seconds."""
         try:
             async with timeout(self._clock, within):
                 await asyncio.wait([receiving])
@@ -158,6 +178,9 @@ class PeerSource:
 
     def _expected(self, loop: asyncio.AbstractEventLoop, ref: ObjectRef, unit: int) -> bytes | None:
         """A unit's digest, for a receiving thread."""
+        known = self._guide.known(ref, unit)
+        if known is not None:
+            return known
         asked = asyncio.run_coroutine_threadsafe(self._guide.digest(ref, unit), loop)
         try:
             return asked.result(DIGEST_WITHIN)

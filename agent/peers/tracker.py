@@ -8,9 +8,9 @@ formed, and every parent comes before its child in an order that never changes (
     unknown --announce--> member --ask--> gathering --GATHER s--> placed --ask--> routes
     placed --found slow--> aside --all others asked again--> gathering    any --lease over, leave--> unknown
 
-An ask of somebody new waits `GATHER` seconds, so that agents that start together form one group and share
-the heads' work. A new tracker waits `REBUILD` seconds from the first announcement of a place that it did not
-give.
+An ask of somebody new waits until nobody else has come for `GATHER` seconds, `GATHER_MOST` at the most, so
+that agents that start together form one group and share the heads' work. A new tracker waits `REBUILD`
+seconds from the first announcement of a place that it did not give.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from agent.peers.reputation import Reputation
 from agent.peers.span import SpanRelay
 
 LEASE = 6.0  # seconds without a word after which a member is forgotten; it announces every 2 s
-GATHER = 0.03  # seconds: agents that are told of the same work begin within this
+GATHER = 0.04  # seconds: agents that are told of the same work begin with no longer gaps
+GATHER_MOST = 0.2  # seconds: below what a reader waits for its routes (agent/peers/guide.py)
 GATHER_LONG = 1.0  # seconds for those who ask ahead: the last of a chain is that much behind the first
 SETTLE = 0.5  # seconds between two asks of a member that cannot have its place yet
 REBUILD = 0.5  # seconds: by then the others have seen that the tracker is another
@@ -42,6 +43,20 @@ class _Member:
     spans: set[SpanId] = field(default_factory=set)
 
 
+@dataclass(slots=True)
+class _Gathering:
+    """Who waits for a place in a span: given at `limit`, or `pace` seconds after the last one came."""
+
+    names: set[str] = field(default_factory=set)
+    limit: float = float("inf")
+    pace: float = float("inf")
+    last: float = 0.0
+
+    @property
+    def due(self) -> float:
+        return min(self.limit, self.last + self.pace)
+
+
 class Tracker:
     """The state of one revision, or of many: spans are named by their object's key. Used on the loop."""
 
@@ -49,8 +64,7 @@ class Tracker:
         self._clock = clock
         self._members: dict[str, _Member] = {}
         self._spans: dict[SpanId, SpanRelay] = {}
-        self._gathering: dict[SpanId, set[str]] = {}
-        self._form_at: dict[SpanId, float] = {}
+        self._gathering: dict[SpanId, _Gathering] = {}
         self._reputation = Reputation()
         self._books: defaultdict[str, DigestBook] = defaultdict(DigestBook)
         self._formed = False
@@ -101,7 +115,7 @@ class Tracker:
         wait = self._ready_at - now
         if wait <= 0:
             self._move_if_slow(peer.name, relay, now)
-            wait = self._gather(peer.name, span, relay, min(max(patience, GATHER), GATHER_LONG))
+            wait = self._gather(peer.name, span, relay, min(patience, GATHER_LONG))
         relay.saw(peer.name)
         routes = relay.routes(peer.name, min(count, SPAN), without)
         named = tuple(tuple(self._members[name].peer for name in route) for route in routes)
@@ -186,17 +200,21 @@ class Tracker:
         if relay.place(name) is not None:
             return 0.0
         now = self._clock.monotonic()
-        waiting = self._gathering.setdefault(span, set())
-        form_at = self._form_at.get(span, now + patience) if waiting else now + patience
-        if name not in waiting:
-            form_at = min(form_at, now + patience)
-        self._form_at[span] = form_at
-        waiting.add(name)
-        if now < form_at:
-            return form_at - now
+        gathering = self._gathering.setdefault(span, _Gathering())
+        if name not in gathering.names:
+            gathering.names.add(name)
+            gathering.last = now
+            gathering.limit = min(gathering.limit, now + max(patience, GATHER_MOST))
+            gathering.pace = min(gathering.pace, max(patience, GATHER))
+        if now < gathering.due:
+            return gathering.due - now
         self._formed = True
-        relay.form(sorted(one for one in waiting if one in relay))
-        self._gathering[span] = {one for one in waiting if one in relay and relay.place(one) is None}
+        relay.form(sorted(one for one in gathering.names if one in relay))
+        left = {one for one in gathering.names if one in relay and relay.place(one) is None}
+        if left:
+            gathering.names = left
+        else:
+            del self._gathering[span]
         return 0.0 if relay.place(name) is not None else SETTLE
 
     def _move_if_slow(self, name: str, relay: SpanRelay, now: float) -> None:

@@ -111,7 +111,8 @@ class Engine:
 
     def _take_body(self, get: RangedGet, sink: Sink, connection: Connection, head: ResponseHead) -> None:
         length = get.extent.length
-        body = connection.chunked_body(length) if head.chunked else connection.body(length, self._buffer())
+        buffer = self._buffer()[: get.piece]
+        body = connection.chunked_body(length) if head.chunked else connection.body(length, buffer)
         for piece in body:
             sink.write(piece)
 

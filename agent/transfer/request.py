@@ -27,7 +27,7 @@ class RangedGet:
     response's headers (lower-case names) and raises VersionChanged where they are of another version.
     `as_stored` says that the version proves the very bytes: a Content-Encoding is then how they were stored,
     and not made for the answer. `name` is for messages: no secret in it. `stall_timeout` is how many seconds
-    the origin may stay silent.
+    the origin may stay silent. `piece` is how many bytes are written into the sink at once, at most.
     """
 
     endpoint: Endpoint
@@ -40,6 +40,7 @@ class RangedGet:
     as_stored: bool = False
     verify_tls: bool = True
     stall_timeout: float = 10.0
+    piece: int = 1 << 20
 
 
 class Redirected(OriginError):

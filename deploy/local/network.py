@@ -23,6 +23,9 @@ OWN = "/proc/thread-self/ns/net"
 COMMAND_WITHIN = 10.0  # seconds for ip and tc
 # A packet as the stack made it (up to 64 KiB) has to fit the burst, or tbf cuts it up, which costs CPU.
 BURST = "128kb"
+# Machines differ in their default; this one every kernel lets a namespace choose. Over so short a way it does
+# as cubic does; BBR shares a link among streams less evenly.
+CONGESTION = "reno"
 QUEUE = "20ms"  # of bytes that wait for a link: what a switch has, so that a hop adds little
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -40,6 +43,7 @@ class Namespace:
             _checked(_libc.unshare(CLONE_NEWNET))
             self._fd = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
             run("ip", "link", "set", "lo", "up")
+            Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text(CONGESTION)
 
     @property
     def path(self) -> str:

@@ -12,11 +12,11 @@ from agent.peers.units import UNIT, unit_digest
 
 
 class MemoryGuide:
-    """`parents_now` are given to whoever asks; a digest that is not `known` is waited for."""
+    """`parents_now` are given to whoever asks; a digest that is not in `digests` is waited for."""
 
     def __init__(self, *parents: Peer) -> None:
         self.parents_now: Sequence[Peer] = parents
-        self.known: dict[tuple[str, int], bytes] = {}
+        self.digests: dict[tuple[str, int], bytes] = {}
         self.told: list[tuple[str, Extent, Peer | None]] = []
         self.blamed: list[tuple[Peer, Reason]] = []
         self._more = asyncio.Event()
@@ -29,13 +29,16 @@ class MemoryGuide:
     async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer]:
         return self.parents_now
 
+    def known(self, ref: ObjectRef, unit: int) -> bytes | None:
+        return self.digests.get((ref.key, unit))
+
     async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
-        while (ref.key, unit) not in self.known:
+        while (ref.key, unit) not in self.digests:
             await self._more.wait()
-        return self.known[ref.key, unit]
+        return self.digests[ref.key, unit]
 
     def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
-        self.known[ref.key, unit] = digest
+        self.digests[ref.key, unit] = digest
         self._more.set()
         self._more = asyncio.Event()
 

@@ -111,7 +111,7 @@ async def test_without_a_peer_the_head_reads_the_origin_and_tells_the_digests(as
     other = MemoryGuide()
     other.know(REF, DATA[:CHUNK])
     await asyncio.sleep(0)
-    assert asking.guide.known == other.known
+    assert asking.guide.digests == other.digests
     assert asking.guide.told == [(REF.key, FIRST, None)]
 
 
@@ -123,7 +123,7 @@ async def test_a_head_that_is_cut_short_tells_every_digest_in_the_end(asking: As
     await asking.source.fetch(REF, sink)
     assert bytes(sink.data) == DATA[:CHUNK]
     await asyncio.sleep(0)
-    assert len(asking.guide.known) == CHUNK // UNIT
+    assert len(asking.guide.digests) == CHUNK // UNIT
 
 
 def whole(data: bytes) -> bytes:
