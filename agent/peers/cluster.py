@@ -74,6 +74,7 @@ class Cluster:
         self._secrets = secrets
         self._chunk_size = chunk_size
         self.swarming: Swarming | None = None
+        self.swarm_port = 0  # where this agent is in the swarm
         self._stack = AsyncExitStack()
 
     async def serve(self, filler: Filler) -> None:
@@ -102,6 +103,7 @@ class Cluster:
         swarm = await Swarm.start(host, self._config.swarm_port)
         swarm.on_sent = self._metrics.swarm_sent.inc
         self._stack.push_async_callback(swarm.close)
+        self.swarm_port = swarm.port
         log.info("the swarm is on port %d", swarm.port)
         services = Services(
             own=self._own,

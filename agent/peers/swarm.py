@@ -100,20 +100,10 @@ class Torrent:
             self._have[number] = True
             self._came(number)
 
-    def pieces(self, have: Iterable[bool]) -> None:
-        """All that are."""
-        for number, there in enumerate(have):
-            if there:
-                self.piece(number)
-
     def went(self, sent: int, peers: int) -> None:
         """How far it is."""
         self._swarm.on_sent(sent - self.sent)
         self.sent, self.peers = sent, peers
-
-    def ask_pieces(self) -> None:
-        """Have `pieces` told: some were not, because there were too many at once."""
-        self._handle.post_status(lt.status_flags_t.query_pieces)
 
 
 class Swarm:
@@ -126,6 +116,7 @@ class Swarm:
         self._listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.port = 0
         self.on_sent: Callable[[int], object] = lambda count: None  # told of bytes as they were sent
+        self.on_banned: Callable[[str], object] = lambda host: None  # told of hosts that sent wrong pieces
 
     @classmethod
     async def start(cls, host: str, port: int, limits: tuple[int, int] = (0, 0)) -> Swarm:
@@ -234,6 +225,9 @@ class Swarm:
         if (torrent := self._of(alert)) is not None:
             torrent.piece(alert.piece_index)
 
+    def _banned(self, alert: Any) -> None:
+        self.on_banned(alert.endpoint[0])
+
     def _wrong(self, alert: Any) -> None:
         if (torrent := self._of(alert)) is not None:
             torrent.wrong += 1
@@ -249,16 +243,17 @@ class Swarm:
             torrent.removed.set()
 
     def _dropped(self, alert: Any) -> None:
-        for torrent in self._torrents.values():
-            torrent.ask_pieces()
+        """There were too many at once: pieces among them will be told with the state."""
+        self.look()
 
     def _states(self, alert: Any) -> None:
         for status in alert.status:
             torrent = self._torrents.get(status.handle)
             if torrent is not None:
                 torrent.went(status.total_payload_upload, status.num_peers)
-                if len(status.pieces):
-                    torrent.pieces(status.pieces)
+                for number, there in enumerate(status.pieces):
+                    if there:
+                        torrent.piece(number)
 
 
 _TAKES: dict[type, Callable[[Swarm, Any], None]] = {
@@ -266,6 +261,7 @@ _TAKES: dict[type, Callable[[Swarm, Any], None]] = {
     lt.listen_failed_alert: Swarm._listens_not,
     lt.piece_finished_alert: Swarm._piece,
     lt.hash_failed_alert: Swarm._wrong,
+    lt.peer_ban_alert: Swarm._banned,
     lt.file_error_alert: Swarm._fault,
     lt.torrent_error_alert: Swarm._fault,
     lt.torrent_removed_alert: Swarm._gone,

@@ -21,7 +21,8 @@ from agent.peers.swarm_wire import CALL, Reply, Word, parse_reply, parse_word, r
 
 log = logging.getLogger(__name__)
 
-CALL_WITHIN = 5.0  # seconds
+CALL_WITHIN = 2.0  # seconds
+REST = 10.0  # seconds for which an agent is not asked that did not answer: perhaps it takes no part
 ASKED = 32  # agents that are asked about a set, the same ones by all: they know each other's shares
 MOST_SETS = 64  # that others may have this agent join
 
@@ -44,10 +45,12 @@ class Swarming:
         self._members = members
         self._chunk_size = chunk_size
         self._sets: dict[str, Gathering] = {}
+        self._resting: dict[str, float] = {}
         self._admitting: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Let members in from now on."""
+        self._services.swarm.on_banned = self._banned
         self._admitting = asyncio.create_task(self._admit())
 
     async def close(self) -> None:
@@ -124,7 +127,7 @@ class Swarming:
         return made
 
     async def _say(self, word: Word) -> dict[Peer, Reply]:
-        usable = [one for one in self._others() if self._members.liveness.usable(one.name)]
+        usable = [one for one in self._others() if self._usable(one.name)]
         peers = ranked(word.set, usable)[:ASKED]
         replies = await asyncio.gather(*(self._say_to(peer, word) for peer in peers))
         return {peer: reply for peer, reply in zip(peers, replies, strict=True) if reply is not None}
@@ -134,8 +137,13 @@ class Swarming:
             reply = await self._ask(peer, word.model_copy(update={"objects": []}))
             return await self._ask(peer, word) if reply.stranger else reply
         except (PeerSilent, BadRequest) as error:
+            self._resting[peer.name] = self._services.clock.monotonic() + REST
             log.debug("swarm: %s: %s", peer.name, error)
             return None
+
+    def _usable(self, name: str) -> bool:
+        rests = self._resting.get(name, 0.0) > self._services.clock.monotonic()
+        return not rests and self._members.liveness.usable(name)
 
     async def _ask(self, peer: Peer, word: Word) -> Reply:
         body = word.model_dump_json().encode()
@@ -144,8 +152,18 @@ class Swarming:
     def _others(self) -> tuple[Peer, ...]:
         return self._members.discovery.peers()
 
+    def _banned(self, host: str) -> None:
+        for peer in self._others():
+            if _host(peer) == host:
+                rest = self._members.liveness.lied(peer.name)
+                log.warning("peer %s is left out for %.0f s: wrong pieces in the swarm", peer.name, rest)
+
     async def _admit(self) -> None:
         known: tuple[Peer, ...] = self._others()
         while True:
-            self._services.swarm.admit({peer.address.rpartition(":")[0].strip("[]") for peer in known})
+            self._services.swarm.admit({_host(peer) for peer in known})
             known = await self._members.discovery.changed(known)
+
+
+def _host(peer: Peer) -> str:
+    return peer.address.rpartition(":")[0].strip("[]")

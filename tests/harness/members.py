@@ -27,6 +27,7 @@ from tests.fakes.source import MemorySource
 from tests.harness.s3 import free_ports
 
 PATIENCE = 30.0
+SECRET = "the-secret-of-the-tests-cluster-0123456789"
 
 
 class StatingSource(MemorySource):
@@ -66,6 +67,16 @@ class Member:
         """What came to it by the swarm."""
         return self.counted('headrace_swarm_bytes_total{direction="received"}')
 
+    @property
+    def hashed(self) -> float:
+        """What of its store it hashed for the swarm."""
+        return self.counted("headrace_swarm_hashed_bytes_total")
+
+    @property
+    def torrents(self) -> float:
+        """How many torrents it is in."""
+        return self.counted("headrace_swarm_torrents")
+
     async def keep(self, ref: ObjectRef, data: bytes, chunks: Sequence[int] | None = None) -> None:
         """Put an object into the store: these chunks of it, else all."""
         cached = await self.store.acquire(ref)
@@ -99,7 +110,7 @@ async def member(
     clock, metrics = SystemClock(), Metrics()
     secret = directory / "peer-secret"
     if not secret.exists():
-        secret.write_text("the-secret-of-the-tests-cluster-0123456789\n")
+        secret.write_text(SECRET + "\n")
         secret.chmod(0o600)
     path = directory / f"store-{number}"
     path.mkdir(mode=0o700, exist_ok=True)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any, cast
 
+import libtorrent
 import pytest
 
 from agent.content import ObjectRef
+from agent.errors import StoreFailed
+from agent.peers import joined
+from agent.peers.metainfo import PIECE, Layout, mark_of, piece_hashes, sets_of
+from agent.peers.swarm import Swarm, Torrent
 from tests.agent.peers.conftest import random_bytes
-from tests.harness.members import Member, addresses, member
+from tests.harness.members import SECRET, Member, address_of, addresses, member
 
 CHUNK = 2 << 20
 SIZES = {"a": 9 * (1 << 20) + 4321, "b": 3 << 20, "c": 777}
@@ -22,24 +31,57 @@ REFS = [ObjectRef(uri, "etag-1", len(data)) for uri, data in DATA.items()]
 TOTAL = sum(SIZES.values())
 WITHIN = 30.0
 
+
+class Members:
+    """Agents that know each other, each started and stopped by its number."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._addresses = addresses(3)
+        self._running: dict[int, AsyncExitStack] = {}
+
+    async def start(self, number: int) -> Member:
+        stack = self._running[number] = AsyncExitStack()
+        return await stack.enter_async_context(member(self._directory, self._addresses, number, DATA, CHUNK))
+
+    async def stop(self, number: int) -> None:
+        await self._running.pop(number).aclose()
+
+    async def close(self) -> None:
+        for number in list(self._running):
+            await self.stop(number)
+
+
+@pytest.fixture
+async def members(tmp_path: Path) -> AsyncIterator[Members]:
+    made = Members(tmp_path)
+    yield made
+    await made.close()
+
+
 Start = Callable[[int], Awaitable[Member]]
 
 
 @pytest.fixture
-async def start(tmp_path: Path) -> AsyncIterator[Start]:
+def start(members: Members) -> Start:
     """Starts one of three agents."""
-    known = addresses(3)
-    async with AsyncExitStack() as stack:
-
-        async def begin(number: int) -> Member:
-            return await stack.enter_async_context(member(tmp_path, known, number, DATA, CHUNK))
-
-        yield begin
+    return members.start
 
 
 async def warm(*members: Member) -> None:
     async with asyncio.timeout(WITHIN):
         await asyncio.gather(*(one.swarming.warm(REFS) for one in members))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WITHIN):
+        while not true():  # noqa: ASYNC110 - what is waited for happens inside of libtorrent
+            await asyncio.sleep(0.01)
+
+
+def is_there_or_open(path: Path) -> bool:
+    """Whether a file is there, or this process has it open without its name."""
+    return path.exists() or any(str(path) in os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir())
 
 
 async def keep_all(one: Member) -> None:
@@ -85,3 +127,160 @@ async def test_an_agent_without_peers_warms_from_the_origin(start: Start) -> Non
     await warm(alone)
     assert await has_all(alone)
     assert (alone.origin_bytes, alone.swarm_bytes) == (TOTAL, 0)
+
+
+async def test_a_restarted_agent_goes_on_where_it_was_and_hashes_nothing_again(members: Members) -> None:
+    first, second = await members.start(0), await members.start(1)
+    await keep_all(first)
+    await second.keep(REFS[0], DATA[REFS[0].uri], [0, 1])
+    await warm(second)
+    assert first.hashed + second.hashed >= TOTAL  # a chunk that both have may be hashed by both
+    assert second.swarm_bytes == TOTAL - 2 * CHUNK
+    for number in (0, 1):
+        await members.stop(number)
+    first, second, third = [await members.start(number) for number in range(3)]
+    await warm(second, third)
+    assert (second.swarm_bytes, third.swarm_bytes) == (0, TOTAL)
+    assert (first.hashed, second.hashed, third.hashed) == (0, 0, 0)
+    assert await has_all(third)
+
+
+async def test_wrong_pieces_of_a_member_never_reach_the_index_and_it_is_left_out(members: Members) -> None:
+    first, rogue = await members.start(0), await members.start(1)
+    await keep_all(first)
+    await warm(rogue)  # it knows every hash, and counts as having every byte
+    await members.stop(0)
+    for seed, ref in enumerate(REFS):
+        cached = await rogue.store.acquire(ref)
+        os.pwrite(cached.fd, random_bytes(ref.size, 100 + seed), 0)
+        rogue.store.release(cached)
+    third = await members.start(2)
+    await warm(third)
+    assert third.swarm_bytes == 0
+    assert third.counted('headrace_peer_failures_total{reason="wrong"}') >= 1
+    assert third.origin_bytes == TOTAL
+    assert await has_all(third)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.9", "127.0.0.3"])  # an outsider's, and a member's
+async def test_who_is_no_member_or_does_not_know_the_infohash_gets_no_handshake(
+    members: Members, host: str
+) -> None:
+    first, second = await members.start(0), await members.start(1)
+    await keep_all(first)
+    await warm(second)  # both are in the swarm now
+    assert first.torrents == second.torrents == 1
+    port = first.cluster.swarm_port
+    assert await answer_to(host, (address_of(0), port), HANDSHAKE + infohash()) == b""
+    assert await answer_to(host, (address_of(0), port), HANDSHAKE + os.urandom(40)) == b""
+
+
+HANDSHAKE = b"\x13BitTorrent protocol" + bytes(8)
+
+
+def metainfo(layout: Layout) -> dict[bytes, object]:
+    """The set's, as members make it."""
+    hashes = {}
+    for number, chunk in layout.chunks():
+        extent = layout.extent(number, chunk)
+        data = DATA[layout.refs[number].uri][extent.offset : extent.end]
+        parts = [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
+        hashes[number, chunk] = b"".join(piece_hashes(parts, layout.padding(number, chunk)))
+    return layout.info(hashes, mark_of(SECRET.encode(), layout.id))
+
+
+def infohash() -> bytes:
+    """What only members can make; here it is sent as no member does, without its encryption."""
+    info = metainfo(Layout(sets_of(REFS)[0], CHUNK))
+    return hashlib.sha1(libtorrent.bencode(cast(Any, info))).digest() + os.urandom(20)
+
+
+@asynccontextmanager
+async def knowing(directory: Path, host: str, port: int) -> AsyncIterator[set[int]]:
+    """Somebody who knows all that a member knows, at an address; the pieces that came to him."""
+    layout = Layout(sets_of(REFS)[0], CHUNK)
+    names = {file: f"{host}-{number}" for file, number in enumerate(layout.files()) if number is not None}
+    swarm, came = await Swarm.start(host, 0), set[int]()
+    swarm.admit([address_of(0)])
+    none, every = [False] * layout.pieces, [True] * layout.pieces
+    paths = {file: directory / name for file, name in names.items()}
+    torrent = swarm.add(metainfo(layout), paths, none, every, came.add)
+    torrent.connect(address_of(0), port)
+    yield came
+    await swarm.close()
+
+
+async def test_an_outsider_who_knows_all_gets_nothing_where_a_member_gets_all(
+    members: Members, tmp_path: Path
+) -> None:
+    first, second = await members.start(0), await members.start(1)
+    await keep_all(first)
+    await warm(second)
+    port = first.cluster.swarm_port
+    async with (
+        knowing(tmp_path, "127.0.0.9", port) as outside,
+        knowing(tmp_path, address_of(2), port) as inside,
+    ):
+        await until(lambda: len(inside) == Layout(sets_of(REFS)[0], CHUNK).pieces)
+        assert not outside
+
+
+async def answer_to(host: str, address: tuple[str, int], sent: bytes) -> bytes:
+    """All that is answered to bytes sent from a host until the connection is closed."""
+    async with asyncio.timeout(WITHIN):
+        reader, writer = await asyncio.open_connection(*address, local_addr=(host, 0))
+        try:
+            writer.write(sent)
+            return await reader.read()
+        except ConnectionError:
+            return b""
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+async def test_eviction_ends_the_torrent_before_it_takes_the_bytes(members: Members) -> None:
+    first, second = await members.start(0), await members.start(1)
+    await keep_all(first)
+    await warm(second)
+    assert (first.torrents, second.torrents) == (1, 1)
+    directory = second.store.directories[0]
+    path = directory.file_of(REFS[0].key)
+    assert await second.store.take_object(directory, REFS[0].key) == REFS[0].size
+    assert second.torrents == 0
+    assert not is_there_or_open(path)
+
+
+async def test_chunks_that_are_evicted_end_the_torrent_of_one_that_has_a_part(members: Members) -> None:
+    first, second = await members.start(0), await members.start(1)
+    await first.keep(REFS[0], DATA[REFS[0].uri], [0, 1, 2])
+    await warm(second)
+    assert first.torrents == 1
+    cached = await first.store.acquire(REFS[0])
+    await first.store.take_chunks(REFS[0].key, [1])
+    first.store.release(cached)
+    assert first.torrents == 0
+    assert [bool(there) for there in cached.present[:3]] == [True, False, True]
+
+
+async def test_what_is_being_warmed_is_claimed_and_not_filled_by_others(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joined, "STALL", 0.5)
+    first, second = await members.start(0), await members.start(1)
+    await keep_all(first)
+    # The first knows the second as nobody: it lets it learn the hashes, and not into the swarm.
+    monkeypatch.setattr(Torrent, "connect", lambda *_: None)
+    warming = asyncio.create_task(warm(second))
+    cached = await second.store.acquire(REFS[0])
+    await until(lambda: bool(cached.granted))
+    assert second.swarming.claimed() == {ref.key for ref in REFS}
+    assert not second.filler.preload(cached, 0, object(), lambda error: None)
+    with pytest.raises(StoreFailed, match="the swarm brings"):
+        second.store.reserve(cached, 0)
+    await warming
+    assert await has_all(second)
+    assert (second.swarm_bytes, cached.granted) == (0, set())
+    second.store.release(cached)
+    assert second.store.directories[0].used == TOTAL
