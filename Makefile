@@ -1,12 +1,12 @@
 # Each target does its own set-up. What mounts file systems needs root.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check bench proto clean root compiled
+.PHONY: help demo test test-long check bench bench-peers proto clean root compiled
 PY := .venv/bin/python
 
 help:
 	@echo "make demo       read a real model through mounts on three nodes, and show where its bytes came from"
 	@echo "make test       the tests (under 5 minutes); make test-long: what takes longer"
-	@echo "make check      lint and types; make bench: the benchmarks"
+	@echo "make check      lint and types; make bench, bench-peers: the benchmarks"
 
 root:
 	@if [ "$$(id -u)" -ne 0 ]; then echo "Headrace mounts file systems, which needs root: run it with sudo" >&2; exit 1; fi
@@ -37,6 +37,9 @@ check: .venv/ready
 
 bench: root .venv/ready
 	@$(PY) -m bench
+
+bench-peers: root .venv/ready
+	@$(PY) -m bench.peers
 
 proto: .venv/ready
 	@$(PY) -m grpc_tools.protoc -I. --python_out=. --pyi_out=. csi/proto/csi.proto csi/proto/registration.proto

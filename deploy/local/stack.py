@@ -182,6 +182,10 @@ class LocalStack:
             raise StackError(f"the {name} is not started")
         return self._processes[name]
 
+    def process_runs(self, name: str) -> bool:
+        """Whether the `holder`, `agent` or `serve` is started, and has not been ended."""
+        return name in self._processes
+
     def mount(self, uri: str, within: float = COMMAND_WITHIN) -> Path:
         """Mount a dataset by `headrace-csi mount` and give its directory. Raises StackError."""
         self._named += 1
