@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agent.cache.flight import Flight, Reader, State
 from agent.cache.lanes import Lane, Urgency
@@ -19,6 +19,7 @@ from agent.cache.passing import PassingChunks, PassingLanding
 from agent.cache.setbacks import Setbacks, backoff
 from agent.cache.store import Store
 from agent.clock import Clock, timeout
+from agent.content import ObjectRef
 from agent.errors import (
     HeadraceError,
     OriginMisbehaved,
@@ -58,6 +59,8 @@ class Filler:
         self._lanes: dict[str, Lane] = {}
         self._setbacks = Setbacks(clock)
         self._closing = False
+        # Told of objects that will be fetched: a source that brings many at once asks for them together.
+        self.foresee: Callable[[Sequence[ObjectRef]], None] = lambda refs: None
         self._fills = {
             State.DONE: metrics.fills_done,
             State.PASSED: metrics.fills_passed,
@@ -113,9 +116,14 @@ class Filler:
                 self._want(cached, chunk, Urgency.PREFETCH).owners.add(owner)
 
     def preload(
-        self, cached: CachedObject, chunk: int, owner: object, told: Callable[[HeadraceError | None], None]
+        self,
+        cached: CachedObject,
+        chunk: int,
+        owner: object,
+        told: Callable[[HeadraceError | None], None],
+        urgency: Urgency = Urgency.PRELOAD,
     ) -> bool:
-        """Fill a chunk with the least urgency, and call `told` when that has ended (loop), with its error.
+        """Fill a chunk, with the least urgency, and call `told` when that has ended (loop), with its error.
 
         False where there is nothing to do: it is present, the swarm brings it, or it has just failed.
         """
@@ -123,7 +131,7 @@ class Filler:
             return False
         if self._setbacks.of(cached.ref.key, chunk) is not None:
             return False
-        flight = self._want(cached, chunk, Urgency.PRELOAD)
+        flight = self._want(cached, chunk, urgency)
         flight.owners.add(owner)
         flight.told.append(told)
         return True
@@ -165,6 +173,7 @@ class Filler:
         return flight
 
     def _new_flight(self, cached: CachedObject, chunk: int, urgency: Urgency) -> Flight:
+        self.foresee([cached.ref])
         budget = self._source.budget(cached.ref)
         lane = self._lanes.setdefault(budget.name, Lane(budget))
         extent = cached.extent(chunk)

@@ -7,7 +7,9 @@ million flights nor keep a million files open.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Sequence
 
 from agent.cache.fill import Filler
 from agent.cache.store import Store
@@ -17,6 +19,7 @@ from agent.errors import HeadraceError, StoreError
 log = logging.getLogger(__name__)
 
 WINDOW = 8  # chunks wanted at once: what keeps one origin's connections busy (agent/cache/prefetch.py)
+AHEAD = 512  # objects that are told at once: 100 owners are asked for some five each
 
 
 class Warming:
@@ -41,7 +44,9 @@ class Warming:
         await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        for entry in self._dataset.entries:
+        for number, entry in enumerate(self._dataset.entries):
+            if number % AHEAD == 0:
+                await self._foresee(self._dataset.entries[number : number + AHEAD])
             try:
                 await self._warm(entry)
             except StoreError as error:
@@ -53,6 +58,13 @@ class Warming:
             await self._room.acquire()
         if self._failed:
             log.warning("%s: %d chunks could not be filled ahead", self._dataset.uri, self._failed)
+
+    async def _foresee(self, entries: Sequence[Entry]) -> None:
+        """Tell what will be wanted soon, and is not here."""
+        with contextlib.suppress(StoreError):
+            present = await self._store.present_bytes([entry.ref.key for entry in entries])
+            missing = [entry.ref for entry in entries if present.get(entry.ref.key, 0) < entry.ref.size]
+            self._filler.foresee(missing)
 
     async def _warm(self, entry: Entry) -> None:
         cached = await self._store.acquire(entry.ref)

@@ -13,6 +13,7 @@ from agent.clock import Clock
 from agent.config import PeersConfig
 from agent.content import Extent
 from agent.metrics import Metrics
+from agent.peers import small
 from agent.peers.courses import Courses
 from agent.peers.discovery import NamedPeers, system_resolver
 from agent.peers.exchange_client import ExchangeClient
@@ -21,6 +22,8 @@ from agent.peers.gathering import Services
 from agent.peers.guide import RelayGuide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
+from agent.peers.owners import SmallObjects
+from agent.peers.ownership import Ownership
 from agent.peers.piece_hashes import PieceHashes
 from agent.peers.secrets import Secrets
 from agent.peers.source import PeerSource
@@ -67,7 +70,10 @@ class Cluster:
         self._tracking = Tracking(Tracker(clock))
         courses = Courses(chunk_size)
         self._guide = RelayGuide(own, self._discovery, liveness, client, self._tracking, courses, clock)
-        self.source = PeerSource(origins, self._guide, client, liveness, clock, self._metrics)
+        self._small = SmallObjects(own, self._discovery, liveness, client, clock, metrics)
+        self.source = PeerSource(
+            origins, self._guide, client, liveness, clock, self._metrics, small=self._small
+        )
         self._client = client
         self._liveness = liveness
         self._own = own
@@ -79,7 +85,9 @@ class Cluster:
 
     async def serve(self, filler: Filler) -> None:
         """Listen to peers, look for them, and announce. Raises ConfigError."""
-        calls = {CALL: self._tracking.call}
+        ownership = Ownership(self._store, filler, self._small, self._clock, self._metrics)
+        filler.foresee = self._small.foresee
+        calls = {CALL: self._tracking.call, small.CALL: ownership.call}
         if self._config.swarm:
             self.swarming = await self._in_swarm(filler)
             calls[SWARM_CALL] = self.swarming.call
@@ -125,6 +133,7 @@ class Cluster:
     async def close(self) -> None:
         """Give back connections and threads, when nothing is fetched any more."""
         await self._stack.aclose()
+        await self._small.close()
         await self._client.close()
         await self._engine.close()
 

@@ -8,6 +8,7 @@ answers for the same keys.
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Iterable
 
 from agent.peers.member import Peer
@@ -19,8 +20,13 @@ def tracker_of(revision: str, peers: Iterable[Peer]) -> Peer | None:
 
 
 def owner_of(key: str, peers: Iterable[Peer]) -> Peer | None:
-    """The peer that small objects with this key come from; None where there are no peers."""
+    """The first of `owners_of`; None where there are no peers."""
     return _winner("owner", key, peers)
+
+
+def owners_of(key: str, peers: Iterable[Peer], most: int) -> list[Peer]:
+    """The peer that small objects come from, and those who follow it in rank: `most` of them."""
+    return heapq.nlargest(most, peers, key=lambda peer: _draw("owner", key, peer))
 
 
 def ranked(revision: str, peers: Iterable[Peer]) -> list[Peer]:

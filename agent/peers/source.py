@@ -33,6 +33,7 @@ from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
+from agent.peers.owners import Elsewhere, SmallObjects
 from agent.peers.units import CheckedSink, MakingSink, Rest, UnitUnknown, UnitWrong
 from agent.source import Budget, Checksum, Sink
 
@@ -83,7 +84,10 @@ class PeerSource:
         liveness: Liveness,
         clock: Clock,
         metrics: Metrics,
+        small: SmallObjects | None = None,
     ) -> None:
+        """`small` brings small objects from their owners."""
+        self._small = small
         self._origin = origin
         self._guide = guide
         self._client = client
@@ -105,6 +109,14 @@ class PeerSource:
         """As the seam says; only the origin's errors and the store's are raised."""
         if sink.position == sink.end:
             return
+        if self._small is not None and not sink.position and self._small.takes(ref):
+            found = await self._small.fetch(ref)
+            if isinstance(found, bytes):
+                sink.write(memoryview(found))
+                return
+            if found is Elsewhere.ORIGIN:
+                await self._origin.fetch(ref, sink)
+                return
         await self._from_peers(ref, sink)
         if sink.position < sink.end:
             await self._from_origin(ref, sink)

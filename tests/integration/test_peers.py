@@ -137,11 +137,12 @@ def test_the_second_agent_reads_what_the_first_has_with_no_byte_of_the_origin(th
     expected = three.upload("peers-second", 1)
     assert three.read(0, "peers-second") == expected
     first = three.origin_bytes()
-    assert first[0] >= TOTAL
+    assert sum(first) >= TOTAL
+    assert first[0] >= TOTAL - SIZES["config.json"]  # whose owner may be another
     assert three.read(1, "peers-second") == expected
     assert three.read(2, "peers-second") == expected
     assert three.origin_bytes() == first
-    assert three.peer_bytes("received")[1:] == [TOTAL, TOTAL]
+    assert all(TOTAL - SIZES["config.json"] <= size <= TOTAL for size in three.peer_bytes("received")[1:])
 
 
 def test_an_object_of_two_revisions_and_of_two_datasets_leaves_the_origin_once(three: Fleet) -> None:
@@ -180,11 +181,12 @@ def test_a_secret_that_is_replaced_costs_no_read_also_where_an_agent_starts_with
 ) -> None:
     expected = three.upload("peers-secret", 7)
     assert three.read(0, "peers-secret") == expected
+    before = three.origin_bytes()[2]  # as the owner of a small object
     three.secret.write_text(os.urandom(32).hex())
     three.stacks[1].restart_agent()
     assert three.read(1, "peers-secret") == expected
     assert three.read(2, "peers-secret") == expected
-    assert three.origin_bytes()[2] == 0
+    assert three.origin_bytes()[2] == before
 
 
 @pytest.mark.long

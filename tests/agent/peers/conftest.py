@@ -79,7 +79,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             address = f"127.0.0.1:{port}"
             tokens = Tokens(Secrets(secret_file(tmp_path), clock), clock, address)
             metrics = Metrics()
-            exchange = Exchange(store, tokens, clock, metrics, calls or {})
+            exchange = Exchange(store, tokens, clock, metrics, {} if calls is None else calls)
             await exchange.start(("127.0.0.1", port))
             stack.push_async_callback(exchange.close)
             return Served(store, exchange, tokens, metrics, address, port)

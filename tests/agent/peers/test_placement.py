@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.peers.member import Peer
-from agent.peers.placement import owner_of, ranked, tracker_of
+from agent.peers.placement import owners_of, ranked, tracker_of
 
 KEYS = [f"revision-{number}" for number in range(2000)]
 
@@ -24,7 +24,7 @@ def test_all_agents_name_the_same_tracker_in_whatever_order_they_know_the_peers(
     known = [Peer(name, "x:1") for name in names]
     shuffled = data.draw(st.permutations(known))
     assert tracker_of(revision, known) == tracker_of(revision, shuffled)
-    assert owner_of(revision, known) == owner_of(revision, shuffled)
+    assert owners_of(revision, known, 3) == owners_of(revision, shuffled, 3)
 
 
 def test_at_most_two_nths_of_the_trackers_move_when_a_peer_comes_and_all_of_them_to_it() -> None:
@@ -56,6 +56,12 @@ def test_the_next_in_rank_is_the_tracker_once_the_first_has_gone() -> None:
     assert tracker_of("revision", [peer for peer in peers(9) if peer != first]) == second
 
 
+def test_the_next_owner_in_rank_follows_where_the_first_goes() -> None:
+    for key in KEYS[:200]:
+        first, *rest = owners_of(key, peers(9), 4)
+        assert owners_of(key, [peer for peer in peers(9) if peer != first], 3) == rest
+
+
 def test_a_peer_at_another_address_answers_for_the_same_keys() -> None:
     moved = [Peer(peer.name, "other:1", "zone") for peer in peers(9)]
     assert all(_name(tracker_of(key, moved)) == _name(tracker_of(key, peers(9))) for key in KEYS[:200])
@@ -63,7 +69,7 @@ def test_a_peer_at_another_address_answers_for_the_same_keys() -> None:
 
 def test_without_peers_nobody_answers() -> None:
     assert tracker_of("revision", []) is None
-    assert owner_of("key", []) is None
+    assert owners_of("key", [], 3) == []
 
 
 def _name(peer: Peer | None) -> str:

@@ -1,0 +1,197 @@
+"""Small objects from their owners: in few requests, in a bounded time, from nobody who brings others."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from agent.cache.fill import Filler
+from agent.clock import SystemClock
+from agent.content import ObjectRef
+from agent.errors import AccessDenied
+from agent.metrics import Metrics
+from agent.peers.exchange_client import ExchangeClient
+from agent.peers.exchange_server import Call
+from agent.peers.liveness import Liveness
+from agent.peers.member import Peer
+from agent.peers.owners import SLOT, Elsewhere, SmallObjects
+from agent.peers.ownership import Ownership
+from agent.peers.placement import owners_of
+from agent.peers.secrets import Secrets
+from agent.peers.small import CALL, Frame, State, answer_of, parse_request
+from agent.peers.token import Tokens
+from agent.transfer.engine import Engine
+from tests.agent.peers.conftest import Serve, random_bytes, secret_file
+from tests.fakes.discovery import MemoryDiscovery
+from tests.fakes.source import MemorySource
+from tests.harness.s3 import free_ports
+
+OWN = Peer("127.0.0.1:1", "127.0.0.1:1")
+DATA = {f"s3://models/{number}.json": random_bytes(1000, number) for number in range(200)}
+REFS = [ObjectRef(uri, "etag", len(data)) for uri, data in DATA.items()]
+
+
+class Asking:
+    """An agent that asks for small objects."""
+
+    def __init__(self, tokens: Tokens, engine: Engine) -> None:
+        clock = SystemClock()
+        self.client = ExchangeClient(tokens, engine)
+        self.discovery = MemoryDiscovery(OWN.address)
+        self.liveness = Liveness(clock)
+        self.metrics = Metrics()
+        self.small = SmallObjects(OWN, self.discovery, self.liveness, self.client, clock, self.metrics)
+
+    def owned_by(self, peer: Peer) -> list[ObjectRef]:
+        peers = [OWN, *self.discovery.peers()]
+        return [ref for ref in REFS if owners_of(ref.key[:SLOT], peers, 1) == [peer]]
+
+    async def fetch(self, refs: Sequence[ObjectRef]) -> list[bytes | Elsewhere]:
+        async with asyncio.timeout(20):
+            return await asyncio.gather(*(self.small.fetch(ref) for ref in refs))
+
+
+class Scripted:
+    """An owner that has everything, and counts what it was asked for; `spoil` changes its answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[ObjectRef], bool]] = []
+        self.spoil = False
+
+    async def call(self, sender: str, body: bytes) -> bytes:
+        refs, fetch = parse_request(body)
+        self.asked.append((refs, fetch))
+        frames = [Frame.of(ref.key, DATA[ref.uri]) for ref in refs]
+        if self.spoil:
+            frames = [Frame(one.key, one.state, one.data[::-1], one.digest) for one in frames]
+        return answer_of(frames)
+
+
+@pytest.fixture
+async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
+    clock = SystemClock()
+    async with AsyncExitStack() as stack:
+        engine = Engine(1, clock)
+        stack.push_async_callback(engine.close)
+        one = Asking(Tokens(Secrets(secret_file(tmp_path), clock), clock, OWN.name), engine)
+        stack.push_async_callback(one.client.close)
+        stack.push_async_callback(one.small.close)
+        yield one
+
+
+async def scripted(serve: Serve, asking: Asking) -> tuple[Scripted, Peer]:
+    """The only peer of the asking agent."""
+    owner = Scripted()
+    served = await serve("owner", {CALL: owner.call})
+    peer = Peer(served.address, served.address)
+    asking.discovery.set([peer])
+    return owner, peer
+
+
+async def test_what_is_wanted_together_comes_in_one_request(serve: Serve, asking: Asking) -> None:
+    owner, peer = await scripted(serve, asking)
+    wanted = asking.owned_by(peer)
+    assert len(wanted) > 50
+    assert await asking.fetch(wanted) == [DATA[ref.uri] for ref in wanted]
+    assert [(len(refs), fetch) for refs, fetch in owner.asked] == [(len(wanted), True)]
+
+
+async def test_what_is_foreseen_comes_together_and_is_taken_one_by_one(serve: Serve, asking: Asking) -> None:
+    owner, peer = await scripted(serve, asking)
+    wanted = asking.owned_by(peer)
+    asking.small.foresee(wanted)
+    for ref in wanted:
+        assert await asking.fetch([ref]) == [DATA[ref.uri]]
+    assert len(owner.asked) == 1
+
+
+async def test_the_owner_asks_the_next_in_rank_for_what_that_has_and_then_the_origin(
+    serve: Serve, asking: Asking
+) -> None:
+    owner, _ = await scripted(serve, asking)
+    wanted = asking.owned_by(OWN)
+    assert await asking.fetch(wanted) == [DATA[ref.uri] for ref in wanted]
+    assert [fetch for _, fetch in owner.asked] == [False]
+
+
+async def test_wrong_bytes_are_not_taken_and_their_sender_is_left_out(serve: Serve, asking: Asking) -> None:
+    owner, peer = await scripted(serve, asking)
+    owner.spoil = True
+    first, *_ = asking.owned_by(peer)
+    assert await asking.fetch([first]) == [Elsewhere.ORIGIN]
+    assert not asking.liveness.usable(peer.name)
+    assert asking.metrics.peer_failures["wrong"]._value.get() == 1
+
+
+async def test_an_owner_that_is_gone_is_left_out_and_the_next_one_asked(serve: Serve, asking: Asking) -> None:
+    owner, peer = await scripted(serve, asking)
+    gone = Peer(*[f"127.0.0.1:{free_ports(1)[0]}"] * 2)
+    asking.discovery.set([gone, peer])
+    peers = [OWN, gone, peer]
+    wanted = [ref for ref in REFS if owners_of(ref.key[:SLOT], peers, 2) == [gone, peer]]
+    assert await asking.fetch(wanted) == [DATA[ref.uri] for ref in wanted]
+    assert not asking.liveness.usable(gone.name)
+    assert [len(refs) for refs, _ in owner.asked] == [len(wanted)]
+
+
+async def test_without_peers_and_for_files_of_the_node_nobody_is_asked(asking: Asking) -> None:
+    assert not asking.small.takes(REFS[0])
+    asking.discovery.set([Peer("x:1", "x:1")])
+    assert asking.small.takes(REFS[0])
+    assert not asking.small.takes(ObjectRef("file:///etc/hostname", "v", 10))
+    assert not asking.small.takes(ObjectRef("s3://b/large", "v", 2 << 20))
+    assert not asking.small.takes(ObjectRef("s3://b/empty", "v", 0))
+
+
+async def test_an_owner_fetches_what_it_lacks_once_and_says_what_it_cannot_have(
+    serve: Serve, asking: Asking
+) -> None:
+    calls: dict[str, Call] = {}
+    served = await serve("owner", calls)
+    origin, clock = MemorySource(DATA), SystemClock()
+    filler = Filler(served.store, origin, clock, served.metrics, 30.0, random.Random(1))
+    alone = MemoryDiscovery(served.address)
+    own = Peer(served.address, served.address)
+    small = SmallObjects(own, alone, Liveness(clock), asking.client, clock, served.metrics)
+    ownership = Ownership(served.store, filler, small, clock, served.metrics)
+    calls[CALL] = ownership.call
+    asking.discovery.set([own])
+    *wanted, denied = asking.owned_by(own)[:21]
+    try:
+        assert await asking.fetch(wanted) == [DATA[ref.uri] for ref in wanted]
+        assert await asking.fetch(wanted) == [DATA[ref.uri] for ref in wanted]
+        assert len(origin.fetches) == len(wanted)
+        origin.outage = AccessDenied("no")
+        assert await asking.fetch([*wanted[:2], denied]) == [
+            *(DATA[ref.uri] for ref in wanted[:2]),
+            Elsewhere.RELAY,
+        ]
+    finally:
+        await filler.close()
+
+
+async def test_two_that_take_each_other_for_the_owner_do_not_wait_for_each_other(
+    serve: Serve, asking: Asking
+) -> None:
+    ownership: list[Ownership] = []
+    answers: list[bytes] = []
+
+    async def ask_back(sender: str, body: bytes) -> bytes:
+        refs, _ = parse_request(body)
+        answers.append(await ownership[0].call("the other one", body))
+        return answer_of(Frame.of(ref.key, DATA[ref.uri]) for ref in refs)
+
+    served = await serve("owner", {CALL: ask_back})
+    filler = Filler(served.store, MemorySource(DATA), SystemClock(), served.metrics, 30.0, random.Random(1))
+    ownership.append(Ownership(served.store, filler, asking.small, SystemClock(), served.metrics))
+    peer = Peer(served.address, served.address)
+    asking.discovery.set([peer])
+    first, *_ = asking.owned_by(peer)
+    assert await asking.fetch([first]) == [DATA[first.uri]]
+    assert answers == [answer_of([Frame(first.key, State.ABSENT)])]
+    await filler.close()
