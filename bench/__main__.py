@@ -10,6 +10,7 @@ from rich.console import Console
 from bench import (
     cold,
     cold_mapped,
+    exchange,
     first_mib,
     options,
     oversized,
@@ -37,6 +38,7 @@ WORKLOADS: tuple[Workload, ...] = (
     waiting.WORKLOAD,
     warm_start.WORKLOAD,
     oversized.WORKLOAD,
+    exchange.WORKLOAD,
     transfer.TLS,
     transfer.HTTP,
 )

@@ -39,7 +39,9 @@ from agent.source import Budget, Checksum, Sink
 
 log = logging.getLogger(__name__)
 
-PARENTS = 3  # peers that are tried for a chunk before the origin is asked
+PARENTS = (
+    8  # peers that are tried for a chunk before the origin is asked; time bounds them too (PEERS_WITHIN)
+)
 DIGEST_WITHIN = 2.0  # seconds that a unit which has arrived waits for its digest
 UNIT_WITHIN = 5.0  # seconds in which a peer brings a unit, on any of its streams
 SILENT_WITHIN = 3.0  # seconds in which it sends something, on any: one may wait for what its parent awaits
@@ -124,13 +126,22 @@ class PeerSource:
     async def _from_peers(self, ref: ObjectRef, sink: Sink) -> None:
         patience = self._origin.budget(ref).deadline / 4  # three parents leave the origin a quarter
         give_up = self._clock.monotonic() + min(PEERS_WITHIN, 2 * patience)
-        parents = await self._guide.parents(ref, _left(sink))
-        for peer in [one for one in parents if self._liveness.usable(one.name)][:PARENTS]:
+        tried: set[str] = set()
+        while len(tried) < PARENTS:
+            # Asked anew after each: where one has failed the guide may know another in its place.
+            parents = await self._guide.parents(ref, _left(sink))
+            peer = next((one for one in parents if self._worth_asking(one, tried)), None)
+            if peer is None:
+                return
+            tried.add(peer.name)
             before = sink.position
             error = await self._from_peer(peer, ref, sink, min(UNIT_WITHIN, patience))
             late = sink.position == before and self._clock.monotonic() >= give_up
             if error is None or isinstance(error, UnitUnknown) or late:
                 return
+
+    def _worth_asking(self, peer: Peer, tried: set[str]) -> bool:
+        return peer.name not in tried and self._liveness.usable(peer.name)
 
     async def _from_peer(
         self, peer: Peer, ref: ObjectRef, sink: Sink, within: float
