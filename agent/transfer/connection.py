@@ -15,7 +15,7 @@ import functools
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import h11
@@ -104,12 +104,14 @@ class Connection:
             if isinstance(event, h11.Response):
                 return _response_head(event)
 
-    def body(self, length: int, buffer: memoryview) -> Iterator[memoryview]:
+    def body(
+        self, length: int, buffer: memoryview, first_pieces: Sequence[int] = FIRST_PIECES
+    ) -> Iterator[memoryview]:
         """The next `length` bytes in pieces, each a view of `buffer`, valid until the next one.
 
         Raises OriginUnavailable where the origin stalls or closes before the last byte.
         """
-        sizes = iter(FIRST_PIECES)
+        sizes = iter(first_pieces)
         while length:
             size = min(next(sizes, PIECE), length, len(buffer))
             count = self._fill(buffer[:size])

@@ -29,7 +29,7 @@ from agent.errors import (
     VersionChanged,
 )
 from agent.source import Sink
-from agent.transfer.connection import PIECE, Connection, ResponseHead
+from agent.transfer.connection import FIRST_PIECES, PIECE, Connection, ResponseHead
 from agent.transfer.request import Endpoint, RangedGet, Redirected
 
 IDLE_SECONDS = 20.0  # below the 60 s and more after which the usual servers close an idle connection
@@ -112,7 +112,8 @@ class Engine:
     def _take_body(self, get: RangedGet, sink: Sink, connection: Connection, head: ResponseHead) -> None:
         length = get.extent.length
         buffer = self._buffer()[: get.piece]
-        body = connection.chunked_body(length) if head.chunked else connection.body(length, buffer)
+        first = FIRST_PIECES if get.piece == PIECE else ()
+        body = connection.chunked_body(length) if head.chunked else connection.body(length, buffer, first)
         for piece in body:
             sink.write(piece)
 
