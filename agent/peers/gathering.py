@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 POLL = 0.2  # seconds between two rounds while hashes are missing
 TALK = 1.0  # seconds between two rounds in the swarm
+AWAITED = 1.0  # seconds in which others that begin at the same time are heard of, before shares are taken
 COMING_WITHIN = 30.0  # seconds without a hash, before what others said they have is fetched all the same
 LINGER = 20.0  # seconds that an agent stays in a swarm after the last word of one that warms
 
@@ -119,12 +120,12 @@ class Gathering:
     async def _learn(self) -> bool:
         """Until every hash is known; False where nobody wants them any more."""
         learning, clock = self._learning, self._services.clock
-        learned = clock.monotonic()
+        begun = learned = clock.monotonic()
         while unknown := learning.unknown():
             await self._talk(runs_of(unknown))
             if len(learning.unknown()) < len(unknown) or learning.fetching:
                 learned = clock.monotonic()
-            if self.warming:
+            if self.warming and (not self._others or clock.monotonic() - begun >= AWAITED):
                 believing = clock.monotonic() - learned < COMING_WITHIN
                 learning.take_share(self._others, believing=believing)
             elif self._is_idle():

@@ -25,7 +25,7 @@ from agent.peers.swarm_wire import MOST_CHUNKS, MOST_HASHES, Reply, Run, chunks_
 
 log = logging.getLogger(__name__)
 
-WINDOW = 8  # chunks of its share that an agent fetches at a time
+WINDOW = 4  # chunks of its share that an agent fetches at a time: others may come for theirs any moment
 
 
 class Learning:
@@ -82,7 +82,7 @@ class Learning:
             if value is not None and len(known) < MOST_CHUNKS and size < MOST_HASHES:
                 known.append((*at, value.hex()))
                 size += len(value)
-            elif value is not None or self._held.has(at):
+            elif value is not None or self._held.has(at) or at in self._fetching:
                 coming.append(at)
         self._look.set()
         return known, runs_of(coming)

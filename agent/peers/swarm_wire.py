@@ -62,7 +62,7 @@ class Word(_Model):
 
 
 class Reply(_Model):
-    """The answer: hashes of what was unknown, and what else is `coming`: chunks that are here, to be hashed.
+    """The answer: hashes of what was unknown, and what else is `coming`: what is here, or on its way.
 
     With `stranger` the objects have to be told first.
     """

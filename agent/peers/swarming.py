@@ -138,7 +138,7 @@ class Swarming:
             return await self._ask(peer, word) if reply.stranger else reply
         except (PeerSilent, BadRequest) as error:
             self._resting[peer.name] = self._services.clock.monotonic() + REST
-            log.debug("swarm: %s: %s", peer.name, error)
+            log.info("swarm: %s is not asked for a while: %s", peer.name, error)
             return None
 
     def _usable(self, name: str) -> bool:
