@@ -231,6 +231,7 @@ class Swarm:
     def _wrong(self, alert: Any) -> None:
         if (torrent := self._of(alert)) is not None:
             torrent.wrong += 1
+            torrent.peers = max(1, torrent.peers)  # until the next look says whether anybody is left
 
     def _fault(self, alert: Any) -> None:
         if (torrent := self._of(alert)) is not None:
@@ -272,7 +273,8 @@ _TAKES: dict[type, Callable[[Swarm, Any], None]] = {
 
 def _mask() -> int:
     category = lt.alert_category
-    return int(category.error | category.status | category.storage | category.piece_progress)
+    told = category.error | category.status | category.storage | category.piece_progress | category.peer
+    return int(told)
 
 
 def _session(settings: Mapping[str, Any]) -> Any:

@@ -158,8 +158,8 @@ async def test_wrong_pieces_of_a_member_never_reach_the_index_and_it_is_left_out
     await warm(third)
     assert third.swarm_bytes == 0
     assert third.counted('headrace_peer_failures_total{reason="wrong"}') >= 1
-    assert third.origin_bytes == TOTAL
     assert await has_all(third)
+    assert third.origin_bytes == TOTAL
 
 
 @pytest.mark.parametrize("host", ["127.0.0.9", "127.0.0.3"])  # an outsider's, and a member's
