@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -14,10 +15,8 @@ from pathlib import Path
 from agent.clock import SystemClock
 from agent.config import Config, load
 from agent.errors import ConfigError, HeadraceError
-from agent.fsck import main as fsck
 from agent.logs import LEVELS, set_up
 from agent.metrics import build_version
-from agent.node import run
 
 OOM_SCORE_ADJ = 500  # of -1000 to 1000; kubelet's own -997 to 999 would leave the order to chance
 
@@ -28,6 +27,8 @@ def main() -> int:
     Exit status 0 done, 1 failed, 2 wrong usage or configuration.
     """
     if sys.argv[1:2] == ["fsck"]:
+        from agent.fsck import main as fsck
+
         return fsck(sys.argv[2:])
     arguments = _parser().parse_args()
     set_up(arguments.log_level)
@@ -59,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(config: Config) -> None:
+    # Now that the configuration is right. What imports make stays for good: nobody need look for garbage in it.
+    gc.disable()
+    from agent.node import run
+
+    gc.freeze()
+    gc.enable()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -6,6 +6,7 @@ Modules are imported by the command that needs them: the holder stays small, wit
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import socket
@@ -61,8 +62,11 @@ def _hold(arguments: argparse.Namespace) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
+    gc.disable()  # what the imports make is there for good: no need to look for garbage in it
     from csi.serve import ServeSettings, serve
 
+    gc.freeze()
+    gc.enable()
     _need_root()
     if not 0 < len(arguments.node_id.encode()) <= MAX_NODE_ID:
         raise _Failed(f"--node-id: must have 1 to {MAX_NODE_ID} bytes")

@@ -111,107 +111,101 @@ def nothing_left(stack: LocalStack) -> bool:
     return not (trees(stack) or leases(stack) or any(e.point.startswith(root) for e in mount_entries()))
 
 
-def test_the_tree_is_to_look_at_what_fuse_shows(seaweed: SeaweedS3) -> None:
-    with running(seaweed) as stack:
-        files = upload(stack, "promoted-same")
-        through_fuse = warm(stack, "s3://promoted-same")
-        assert modes(stack) == []
-        mount = stack.mount("s3://promoted-same")
-        assert modes(stack) == ["promoted"]
-        assert walk(mount) == through_fuse
-        assert walk(mount, user=THIRD_UID) == through_fuse
-        assert read("mapped", mount / "weights") == [hashlib.sha256(files["weights"]).hexdigest()]
-        assert all(stat.S_IMODE(tree.stat().st_mode) == 0o700 for tree in trees(stack))
-        (tree,) = trees(stack)
-        denied = subprocess.run(
-            ["ls", str(tree / "root")], user=THIRD_UID, extra_groups=[], capture_output=True, check=False
-        )
-        assert denied.returncode != 0
-        for change in (["touch", f"{mount}/weights"], ["rm", f"{mount}/weights"], ["touch", f"{mount}/new"]):
-            assert "Read-only file system" in run(change).stderr
-        stack.umount(mount)
-        assert nothing_left(stack)
+def test_the_tree_is_to_look_at_what_fuse_shows(stack: LocalStack) -> None:
+    files = upload(stack, "promoted-same")
+    through_fuse = warm(stack, "s3://promoted-same")
+    assert modes(stack) == []
+    mount = stack.mount("s3://promoted-same")
+    assert modes(stack) == ["promoted"]
+    assert walk(mount) == through_fuse
+    assert walk(mount, user=THIRD_UID) == through_fuse
+    assert read("mapped", mount / "weights") == [hashlib.sha256(files["weights"]).hexdigest()]
+    assert all(stat.S_IMODE(tree.stat().st_mode) == 0o700 for tree in trees(stack))
+    (tree,) = trees(stack)
+    denied = subprocess.run(
+        ["ls", str(tree / "root")], user=THIRD_UID, extra_groups=[], capture_output=True, check=False
+    )
+    assert denied.returncode != 0
+    for change in (["touch", f"{mount}/weights"], ["rm", f"{mount}/weights"], ["touch", f"{mount}/new"]):
+        assert "Read-only file system" in run(change).stderr
+    stack.umount(mount)
+    assert nothing_left(stack)
 
 
-def test_two_targets_share_a_tree_until_the_last_is_gone(seaweed: SeaweedS3) -> None:
-    with running(seaweed) as stack:
-        upload(stack, "promoted-shared")
-        warm(stack, "s3://promoted-shared")
-        first, second = (stack.mount("s3://promoted-shared") for _ in range(2))
-        assert (modes(stack), len(trees(stack)), leases(stack)) == (["promoted"], 1, 1)
-        stack.umount(first)
-        assert read("sequential", second / "d/e/small") == [hashlib.sha256(b"small").hexdigest()]
-        stack.umount(second)
-        assert nothing_left(stack)
+def test_two_targets_share_a_tree_until_the_last_is_gone(stack: LocalStack) -> None:
+    upload(stack, "promoted-shared")
+    warm(stack, "s3://promoted-shared")
+    first, second = (stack.mount("s3://promoted-shared") for _ in range(2))
+    assert (modes(stack), len(trees(stack)), leases(stack)) == (["promoted"], 1, 1)
+    stack.umount(first)
+    assert read("sequential", second / "d/e/small") == [hashlib.sha256(b"small").hexdigest()]
+    stack.umount(second)
+    assert nothing_left(stack)
 
 
-def test_what_is_mounted_through_fuse_goes_on_beside_the_tree(seaweed: SeaweedS3) -> None:
-    with running(seaweed) as stack:
-        upload(stack, "promoted-beside")
-        served = stack.mount("s3://promoted-beside")
-        seen = walk(served)
-        tree = stack.mount("s3://promoted-beside")
-        assert "promoted" in modes(stack) and len(modes(stack)) == 2
-        assert walk(served) == walk(tree) == seen
-        stack.umount(tree)
-        assert walk(served) == seen
-        stack.umount(served)
-        assert nothing_left(stack)
+def test_what_is_mounted_through_fuse_goes_on_beside_the_tree(stack: LocalStack) -> None:
+    upload(stack, "promoted-beside")
+    served = stack.mount("s3://promoted-beside")
+    seen = walk(served)
+    tree = stack.mount("s3://promoted-beside")
+    assert "promoted" in modes(stack) and len(modes(stack)) == 2
+    assert walk(served) == walk(tree) == seen
+    stack.umount(tree)
+    assert walk(served) == seen
+    stack.umount(served)
+    assert nothing_left(stack)
 
 
-def test_reads_and_mappings_go_on_while_holder_and_agent_are_dead(seaweed: SeaweedS3) -> None:
-    with running(seaweed) as stack:
-        files = upload(stack, "promoted-dead")
-        expected = hashlib.sha256(files["weights"]).hexdigest()
-        warm(stack, "s3://promoted-dead")
-        mount = stack.mount("s3://promoted-dead")
-        mapped = subprocess.Popen(
-            [sys.executable, "-c", HOLD_MAPPED, str(mount / "weights")],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert mapped.stdout is not None and mapped.stdout.readline() == "mapped\n"
-        stack.kill_agent()
-        stack.kill_holder()
-        assert mapped.communicate("go\n", timeout=30)[0].strip() == expected
-        for how in ("sequential", "mapped", "scattered"):
-            assert digests(start_reader(how, [mount / "weights"])) == [expected]
-        stack.start_holder()
-        stack.start_agent()
-        assert modes(stack) == ["promoted"]
-        assert read("sequential", mount / "weights") == [expected]
-        again = stack.mount("s3://promoted-dead")
-        assert walk(again) == walk(mount)
-        stack.umount(again)
-        stack.umount(mount)
-        assert nothing_left(stack)
+def test_reads_and_mappings_go_on_while_holder_and_agent_are_dead(stack: LocalStack) -> None:
+    files = upload(stack, "promoted-dead")
+    expected = hashlib.sha256(files["weights"]).hexdigest()
+    warm(stack, "s3://promoted-dead")
+    mount = stack.mount("s3://promoted-dead")
+    mapped = subprocess.Popen(
+        [sys.executable, "-c", HOLD_MAPPED, str(mount / "weights")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert mapped.stdout is not None and mapped.stdout.readline() == "mapped\n"
+    stack.kill_agent()
+    stack.kill_holder()
+    assert mapped.communicate("go\n", timeout=30)[0].strip() == expected
+    for how in ("sequential", "mapped", "scattered"):
+        assert digests(start_reader(how, [mount / "weights"])) == [expected]
+    stack.start_holder()
+    stack.start_agent()
+    assert modes(stack) == ["promoted"]
+    assert read("sequential", mount / "weights") == [expected]
+    again = stack.mount("s3://promoted-dead")
+    assert walk(again) == walk(mount)
+    stack.umount(again)
+    stack.umount(mount)
+    assert nothing_left(stack)
 
 
-def test_what_was_unpublished_while_no_agent_was_there_is_gone_with_the_next(seaweed: SeaweedS3) -> None:
-    with running(seaweed) as stack:
-        upload(stack, "promoted-orphan")
-        warm(stack, "s3://promoted-orphan")
-        mount = stack.mount("s3://promoted-orphan")
-        stack.kill_agent()
-        stack.umount(mount)
-        assert trees(stack)
-        stack.start_agent()
-        assert nothing_left(stack)
+def test_what_was_unpublished_while_no_agent_was_there_is_gone_with_the_next(stack: LocalStack) -> None:
+    upload(stack, "promoted-orphan")
+    warm(stack, "s3://promoted-orphan")
+    mount = stack.mount("s3://promoted-orphan")
+    stack.kill_agent()
+    stack.umount(mount)
+    assert trees(stack)
+    stack.start_agent()
+    assert nothing_left(stack)
 
 
-def test_a_holder_that_is_restarted_under_a_running_agent_keeps_the_tree(seaweed: SeaweedS3) -> None:
-    with running(seaweed) as stack:
-        upload(stack, "promoted-holder")
-        warm(stack, "s3://promoted-holder")
-        mount = stack.mount("s3://promoted-holder")
-        seen = walk(mount)
-        stack.kill_holder()
-        assert walk(mount) == seen
-        stack.start_holder()
-        again = stack.mount("s3://promoted-holder")
-        assert walk(again) == seen
-        stack.umount(mount)
-        stack.umount(again)
-        assert nothing_left(stack)
+def test_a_holder_that_is_restarted_under_a_running_agent_keeps_the_tree(stack: LocalStack) -> None:
+    upload(stack, "promoted-holder")
+    warm(stack, "s3://promoted-holder")
+    mount = stack.mount("s3://promoted-holder")
+    seen = walk(mount)
+    stack.kill_holder()
+    assert walk(mount) == seen
+    stack.start_holder()
+    again = stack.mount("s3://promoted-holder")
+    assert walk(again) == seen
+    stack.umount(mount)
+    stack.umount(again)
+    assert nothing_left(stack)
 
 
 def test_nothing_is_promoted_where_the_setting_says_never(seaweed: SeaweedS3) -> None:
@@ -223,15 +217,14 @@ def test_nothing_is_promoted_where_the_setting_says_never(seaweed: SeaweedS3) ->
         stack.umount(mount)
 
 
-def test_an_incomplete_dataset_is_not_promoted(seaweed: SeaweedS3) -> None:
-    with running(seaweed) as stack:
-        upload(stack, "promoted-part")
-        mount = stack.mount("s3://promoted-part")
-        read("sequential", mount / "d/e/small", mount / "odd\nname")
-        again = stack.mount("s3://promoted-part")
-        assert "promoted" not in modes(stack)
-        stack.umount(again)
-        stack.umount(mount)
+def test_an_incomplete_dataset_is_not_promoted(stack: LocalStack) -> None:
+    upload(stack, "promoted-part")
+    mount = stack.mount("s3://promoted-part")
+    read("sequential", mount / "d/e/small", mount / "odd\nname")
+    again = stack.mount("s3://promoted-part")
+    assert "promoted" not in modes(stack)
+    stack.umount(again)
+    stack.umount(mount)
 
 
 @pytest.mark.parametrize(("capacity", "promoted"), [("64MiB", True), ("12MiB", False)])
