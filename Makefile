@@ -24,8 +24,9 @@ demo: root .venv/ready
 compiled: .venv/ready
 	@$(PY) -m compileall -q agent csi deploy
 
+# Three workers on two cores: while a test waits for a fault to pass, another works.
 test: root .venv/ready .venv/bin/csi-sanity compiled
-	@deploy/local/enterable.sh $(PY) -m pytest -m "not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	@deploy/local/enterable.sh $(PY) -m pytest -m "not long" --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-long: root .venv/ready .venv/bin/csi-sanity compiled
 	@deploy/local/enterable.sh $(PY) -m pytest -m long

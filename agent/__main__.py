@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(config: Config) -> None:
-    # Now that the configuration is right. What imports make stays for good: nobody need look for garbage in it.
+    # Now that the configuration is right. What imports make stays for good: no garbage need be looked for.
     gc.disable()
     from agent.node import run
 

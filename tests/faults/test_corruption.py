@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local.layout import AgentSettings
+from deploy.local.process import StackError
 from deploy.local.stack import CHECKOUT, LocalStack
 from tests.harness.reading import read
 from tests.harness.s3 import SeaweedS3
@@ -99,8 +101,29 @@ class Site:
             subprocess.run(["sleep", "0.05"], check=True)
 
 
+@pytest.fixture(scope="module")
+def running(seaweed: SeaweedS3) -> Iterator[LocalStack]:
+    with LocalStack(s3=seaweed) as stack:
+        stack.stop_agent()
+        yield stack
+
+
 @pytest.fixture
-def site(seaweed: SeaweedS3, seed: int, request: pytest.FixtureRequest) -> Iterator[Site]:
+def stack(running: LocalStack) -> Iterator[LocalStack]:
+    """The agent is stopped and the store is empty."""
+    yield running
+    try:
+        running.process("agent")
+    except StackError:
+        pass  # stopped already
+    else:
+        running.stop_agent()
+    for path in running.layout.store.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.fixture
+def site(stack: LocalStack, seed: int, request: pytest.FixtureRequest) -> Site:
     """The files are filled and the agent is stopped."""
     rng = random.Random(f"{seed} {request.node.name}")
     bucket = next(buckets)
@@ -108,14 +131,14 @@ def site(seaweed: SeaweedS3, seed: int, request: pytest.FixtureRequest) -> Itera
     for number, size in enumerate(SIZES):
         data = rng.randbytes(size)
         digests.append(hashlib.sha256(data).hexdigest())
-        seaweed.put(bucket, f"file-{number}", data)
+        stack.s3.put(bucket, f"file-{number}", data)
     promote = "auto" if rng.random() < 0.5 else "never"
-    settings = AgentSettings(patience="20s", promote=promote, chunk_size="1MiB", scrub_rate="0B")
-    with LocalStack(settings, s3=seaweed) as stack:
-        made = Site(stack, f"s3://{bucket}", digests, rng)
-        assert made.read() == digests
-        stack.stop_agent()
-        yield made
+    stack.settings = AgentSettings(patience="20s", promote=promote, chunk_size="1MiB", scrub_rate="0B")
+    stack.start_agent()
+    made = Site(stack, f"s3://{bucket}", digests, rng)
+    assert made.read() == digests
+    stack.stop_agent()
+    return made
 
 
 def test_flipped_bytes_are_repaired_at_the_first_read_of_another_boot(site: Site) -> None:
