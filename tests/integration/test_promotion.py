@@ -201,6 +201,7 @@ def test_a_holder_that_is_restarted_under_a_running_agent_keeps_the_tree(stack: 
     stack.kill_holder()
     assert walk(mount) == seen
     stack.start_holder()
+    stack.process("agent").await_ready(lambda: stack.metrics()["headrace_holder_connected"] == 1, 30.0)
     again = stack.mount("s3://promoted-holder")
     assert walk(again) == seen
     stack.umount(mount)
