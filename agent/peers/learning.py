@@ -1,7 +1,7 @@
 """How the hashes of a set come together: asked of others, made of what is here, and of one's share.
 
-What nobody has is fetched from the origin by those who warm, each its share by rendezvous hashing, so that
-each byte leaves the origin once. Where two agents have different hashes of a chunk nobody is believed: it is
+What nobody has is fetched from the origin by those who warm, in turn one chunk each, so that each byte leaves
+the origin once: who warms is seen anew every round, and two that see different ones fetch by the relay. Where two agents have different hashes of a chunk nobody is believed: it is
 fetched here. Loop only; threads hash.
 """
 
@@ -20,7 +20,6 @@ from agent.peers.held import At, Held
 from agent.peers.member import Peer
 from agent.peers.metainfo import Layout
 from agent.peers.piece_hashes import Hashes, PieceHashes, fits
-from agent.peers.placement import owner_of
 from agent.peers.swarm_wire import MOST_CHUNKS, MOST_HASHES, Reply, Run, chunks_in, runs_of
 
 log = logging.getLogger(__name__)
@@ -104,16 +103,16 @@ class Learning:
         self._look.set()
 
     def take_share(self, replies: Mapping[Peer, Reply], *, believing: bool) -> None:
-        """Fetch what nobody has and this agent is the owner of; `believing` what others said is to come."""
+        """Fetch what nobody has and is this agent's turn; `believing` what others said is to come."""
         said = {at for reply in replies.values() for at in chunks_in(reply.coming, self._layout)}
         coming = said if believing else set()
-        warming = [self._own, *(peer for peer, reply in replies.items() if reply.warming)]
+        warming = sorted([self._own, *(peer for peer, reply in replies.items() if reply.warming)])
         self._share.clear()
-        for at in self.unknown():
-            if self._held.has(at) or (at in coming and at not in self._disputed):
+        for position, at in enumerate(self._layout.chunks()):
+            if at in self.hashes or self._held.has(at) or (at in coming and at not in self._disputed):
                 continue
-            owner = owner_of(f"{self._layout.refs[at[0]].key}/{at[1]}", warming)
-            if not believing or at in self._disputed or owner == self._own:
+            ours = warming[position % len(warming)] == self._own
+            if ours or not believing or at in self._disputed:
                 self._share.append(at)
         self._fetch()
 

@@ -18,7 +18,7 @@ from agent.units import parse_size
 from bench.child import BenchError
 from bench.figures import Goal
 from bench.options import RESULTS
-from bench.peers import chain, direct, relay
+from bench.peers import chain, direct, relay, torrent
 from bench.peers.rig import Rig, Run, Way
 from bench.peers.scenario import NONE, SCENARIOS, Scenario
 from bench.workload import HEADRACE
@@ -27,7 +27,7 @@ from deploy.local.layout import AgentSettings
 from deploy.local.network import NetworkError
 from deploy.local.process import StackError
 
-WAYS: tuple[Way, ...] = (relay.WAY, chain.WAY, direct.WAY)
+WAYS: tuple[Way, ...] = (relay.WAY, relay.SWARM, torrent.DEFAULT, torrent.TUNED, chain.WAY, direct.WAY)
 RATE = 200  # Mbit/s each way of a node
 ORIGIN_RATE = 400
 COLUMNS = (
@@ -43,7 +43,7 @@ COLUMNS = (
 def measure(scenario: Scenario, size: int, console: Console) -> list[Run]:
     """All ways in one scenario, on a new cluster."""
     rates = {"rate": f"{RATE}mbit", "origin_rate": f"{ORIGIN_RATE}mbit"}
-    settings = AgentSettings(promote="never", patience="2min")
+    settings = AgentSettings(promote="never", patience="2min", extra="swarm = true\n")  # of [peers]
     runs = []
     with LocalCluster(scenario.nodes, settings=settings, serve=bool(scenario.read), **rates) as cluster:
         rig = Rig(cluster, size, RATE)

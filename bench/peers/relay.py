@@ -1,4 +1,4 @@
-"""Headrace's relay: real agents with their stores, told to fill a dataset, or read through mounts."""
+"""Headrace's relay and swarm: real agents and stores, told to fill a dataset, or read through mounts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.control.client import AdminClient
+from agent.control.client import AdminClient, AdminError
 from agent.control.views import MountRequest
 from agent.peers.member import Peer
 from agent.peers.placement import tracker_of
-from bench.child import cpu_seconds, run
+from bench.child import BenchError, cpu_seconds, run
 from bench.peers.rig import LIMIT, Rig, Run, per_gib
 from bench.peers.scenario import Scenario
 from bench.workload import HEADRACE
@@ -25,6 +25,7 @@ CHUNK = 8 << 20
 FILLED = 'headrace_fills_total{result="done"}'
 FAILED = "headrace_peer_failures_total"
 LOOK_EVERY = 0.03  # seconds between two looks at the links, and at an agent whose link has carried everything
+WARM_EVERY = 0.1  # seconds between two questions to an agent that warms
 SETTLED = 1.0  # seconds between the mounts and the start
 QUARTER = "50mbit"
 
@@ -41,22 +42,25 @@ class _Member:
     struck: bool = False
 
 
-class Relay:
-    """A `Way`."""
+@dataclass(eq=False, slots=True)
+class Agents:
+    """A `Way`: by the relay, or with `swarm` warmed by libtorrent."""
 
-    name = HEADRACE
+    name: str
+    swarm: bool
 
     def takes(self, scenario: Scenario) -> bool:
-        return True
+        return not (self.swarm and scenario.read)
 
     def carry(self, rig: Rig, scenario: Scenario) -> Run:
         file = rig.file()
         if scenario.read == "safetensors":
             make_safetensors(file, rig.size)
-        return asyncio.run(_measured(rig, scenario, f"s3://{rig.bucket(file)}/model"))
+        return asyncio.run(_measured(rig, scenario, f"s3://{rig.bucket(file)}/model", self))
 
 
-WAY = Relay()
+WAY = Agents(HEADRACE, swarm=False)
+SWARM = Agents(f"{HEADRACE}, swarm", swarm=True)
 
 
 def make_safetensors(path: Path, size: int) -> None:
@@ -68,7 +72,7 @@ def make_safetensors(path: Path, size: int) -> None:
         file.write(struct.pack("<Q", room) + head.encode())
 
 
-async def _measured(rig: Rig, scenario: Scenario, uri: str) -> Run:
+async def _measured(rig: Rig, scenario: Scenario, uri: str, way: Agents) -> Run:
     async with AsyncExitStack() as stack:
         members = [await _member(stack, node) for node in rig.cluster.nodes]
         await asyncio.gather(*(_prepare(one, uri, scenario) for one in members))
@@ -80,7 +84,8 @@ async def _measured(rig: Rig, scenario: Scenario, uri: str) -> Run:
         cpu = cpu_seconds(pids)
         striking = asyncio.create_task(_strike(rig, scenario, members, uri))
         timed = [
-            _timed(rig, scenario, one, uri, number * scenario.every) for number, one in enumerate(members)
+            _timed(rig, scenario, one, uri, number * scenario.every, way)
+            for number, one in enumerate(members)
         ]
         limit = LIMIT * rig.bound + scenario.every * len(members)
         seconds = await asyncio.wait_for(asyncio.gather(*timed), limit)
@@ -89,7 +94,7 @@ async def _measured(rig: Rig, scenario: Scenario, uri: str) -> Run:
         used = None if scenario.strike else per_gib(cpu_seconds(pids) - cpu, rig.size, len(members))
         healthy = [taken for taken, one in zip(seconds, members, strict=True) if not one.struck]
         notes = await _failures(members)
-        return Run(scenario.name, HEADRACE, rig.bound, healthy, origin, used, notes)
+        return Run(scenario.name, way.name, rig.bound, healthy, origin, used, notes)
 
 
 async def _member(stack: AsyncExitStack, node: Node) -> _Member:
@@ -106,11 +111,13 @@ async def _prepare(one: _Member, uri: str, scenario: Scenario) -> None:
     one.filled = (await one.client.counters()).get(FILLED, 0.0)
 
 
-async def _timed(rig: Rig, scenario: Scenario, one: _Member, uri: str, after: float) -> float:
+async def _timed(rig: Rig, scenario: Scenario, one: _Member, uri: str, after: float, way: Agents) -> float:
     await asyncio.sleep(after)
     begun = time.monotonic()
     if one.target is not None:
         await asyncio.to_thread(_read, scenario.read, one.target, LIMIT * rig.bound)
+    elif way.swarm:
+        await _warmed(one, uri)
     else:
         await one.client.mount(MountRequest(uri=uri, prefetch="all"))
         await _filled(rig, one)
@@ -123,6 +130,21 @@ def _read(how: str, target: Path, limit: float) -> None:
     else:
         file = target / "weights.safetensors"
         run(["dd", f"if={file}", "of=/dev/null", "bs=1M", "status=none"], limit=limit)
+
+
+async def _warmed(one: _Member, uri: str) -> None:
+    """Have a node warmed by the swarm, until it has everything, or is no more. Raises BenchError."""
+    try:
+        warming = await one.client.warm(uri)
+        while warming.state == "running":
+            await asyncio.sleep(WARM_EVERY)
+            warming = next(found for found in await one.client.warmings() if found.id == warming.id)
+    except AdminError:
+        if not one.struck:
+            raise
+    else:
+        if warming.state != "done":
+            raise BenchError(f"not warmed: {warming.message}")
 
 
 async def _filled(rig: Rig, one: _Member) -> None:

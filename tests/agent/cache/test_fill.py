@@ -519,3 +519,23 @@ def test_a_backoff_is_never_longer_than_the_deadline_and_never_shorter_than_aske
     else:
         assert delay <= LAST_BACKOFF
         assert delay >= min(deadline, FIRST_BACKOFF / 2)
+
+
+async def test_a_chunk_that_the_swarm_writes_is_passed_through_for_its_readers_and_kept_by_nobody_else(
+    node: Node,
+) -> None:
+    assert node.store.grant(node.cached, 0)
+    assert not node.store.grant(node.cached, 0)
+    read = node.read(0, 100)
+    assert await within(read.result) == read.expected
+    await node.flights_end()
+    assert node.cached.granted == {0}
+    assert not node.cached.present[0]
+    node.filler.prefetch(node.cached, range(1), object())
+    assert not node.filler.preload(node.cached, 0, object(), lambda error: None)
+    assert not node.cached.landings
+    node.store.take_back(node.cached, [0])
+    assert not node.store.grant(node.cached, 0)  # before its bytes have gone
+    await within(node.store.emptied(node.cached, 0))
+    assert (node.store.directories[0].used, node.cached.granted) == (0, set())
+    assert node.store.grant(node.cached, 0)
