@@ -121,6 +121,7 @@ class Cluster:
             hashes=PieceHashes(self._store, self._clock),
             clock=self._clock,
             metrics=self._metrics,
+            straight=self.source.straight,
             brought=lambda ref, extent: self._guide.brought(ref, extent, None),
         )
         members = Members(self._discovery, self._liveness, self._client, self._secrets)

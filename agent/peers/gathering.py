@@ -56,6 +56,7 @@ class Services:
     clock: Clock
     metrics: Metrics
     brought: Brought
+    straight: set[tuple[str, int]]  # `PeerSource.straight`
 
 
 class Gathering:
@@ -73,7 +74,7 @@ class Gathering:
         self._secret = secret
         self._say = say
         self._held = Held(s.store, layout)
-        self._learning = Learning(layout, self._held, s.own, s.filler, s.hashes, s.metrics)
+        self._learning = Learning(layout, self._held, s.own, s.filler, s.straight, s.hashes, s.metrics)
         self._joined = Joined(layout, self._held, s.store, s.swarm, s.clock, s.metrics, s.brought)
         self._others: Mapping[Peer, Reply] = {}
         self._opened = asyncio.Event()

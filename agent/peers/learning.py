@@ -1,8 +1,9 @@
 """How the hashes of a set come together: asked of others, made of what is here, and of one's share.
 
 What nobody has is fetched from the origin by those who warm, in turn one chunk each, so that each byte leaves
-the origin once: who warms is seen anew every round, and two that see different ones fetch by the relay. Where two agents have different hashes of a chunk nobody is believed: it is
-fetched here. Loop only; threads hash.
+the origin once: who warms is seen anew every round, and where that changes nobody begins with another chunk
+for a round. Where two agents have different hashes of a chunk nobody is believed: it is fetched here. Loop
+only; threads hash.
 """
 
 from __future__ import annotations
@@ -31,13 +32,23 @@ class Learning:
     """What is known of one set's hashes, from `load` to `close`."""
 
     def __init__(
-        self, layout: Layout, held: Held, own: Peer, filler: Filler, hashes: PieceHashes, metrics: Metrics
+        self,
+        layout: Layout,
+        held: Held,
+        own: Peer,
+        filler: Filler,
+        straight: set[tuple[str, int]],
+        hashes: PieceHashes,
+        metrics: Metrics,
     ) -> None:
+        """What is put into `straight` while it is fetched comes from the origin itself (`PeerSource`)."""
         self._layout = layout
         self._held = held
         self._own = own
         self._filler = filler
+        self._straight = straight
         self._pieces = hashes
+        self._warming: list[Peer] = []  # as it was in the round before
         self._metrics = metrics
         self.hashes: Hashes = {}
         self.error: HeadraceError | None = None  # why a chunk of the share cannot be had
@@ -107,7 +118,10 @@ class Learning:
         said = {at for reply in replies.values() for at in chunks_in(reply.coming, self._layout)}
         coming = said if believing else set()
         warming = sorted([self._own, *(peer for peer, reply in replies.items() if reply.warming)])
+        settled, self._warming = warming == self._warming, warming
         self._share.clear()
+        if not settled:  # others see it in a moment, and nobody begins before
+            return
         for position, at in enumerate(self._layout.chunks()):
             if at in self.hashes or self._held.has(at) or (at in coming and at not in self._disputed):
                 continue
@@ -119,16 +133,25 @@ class Learning:
     def _fetch(self) -> None:
         while self._share and len(self._fetching) < WINDOW:
             at = self._share.popleft()
+            if at in self._fetching:
+                continue
             told = functools.partial(self._fetched, at)
-            if at not in self._fetching and self._filler.preload(self._held[at[0]], at[1], self, told):
+            self._straight.add(self._name(at))
+            if self._filler.preload(self._held[at[0]], at[1], self, told):
                 self._fetching.add(at)
+            else:
+                self._straight.discard(self._name(at))
 
     def _fetched(self, at: At, error: HeadraceError | None) -> None:
         self._fetching.discard(at)
+        self._straight.discard(self._name(at))
         self.error = self.error or error
         self._look.set()
         if error is None:
             self._fetch()
+
+    def _name(self, at: At) -> tuple[str, int]:
+        return self._layout.refs[at[0]].key, self._layout.extent(*at).end
 
     def _know(self, at: At, value: bytes) -> None:
         if at not in self.hashes:

@@ -90,6 +90,9 @@ class PeerSource:
     ) -> None:
         """`small` brings small objects from their owners."""
         self._small = small
+        # Chunks, by their object's key and their end, that come from the origin without a word to peers: who
+        # warms by the swarm has agreed already on who fetches what.
+        self.straight: set[tuple[str, int]] = set()
         self._origin = origin
         self._guide = guide
         self._client = client
@@ -119,7 +122,8 @@ class PeerSource:
             if found is Elsewhere.ORIGIN:
                 await self._origin.fetch(ref, sink)
                 return
-        await self._from_peers(ref, sink)
+        if (ref.key, sink.end) not in self.straight:
+            await self._from_peers(ref, sink)
         if sink.position < sink.end:
             await self._from_origin(ref, sink)
 

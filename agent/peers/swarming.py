@@ -21,7 +21,7 @@ from agent.peers.swarm_wire import CALL, Reply, Word, parse_reply, parse_word, r
 
 log = logging.getLogger(__name__)
 
-CALL_WITHIN = 2.0  # seconds
+CALL_WITHIN = 3.0  # seconds
 REST = 10.0  # seconds for which an agent is not asked that did not answer: perhaps it takes no part
 ASKED = 32  # agents that are asked about a set, the same ones by all: they know each other's shares
 MOST_SETS = 64  # that others may have this agent join
