@@ -152,6 +152,8 @@ def test_what_is_open_in_the_kernel_stays_over_a_restart_of_the_agent_and_may_go
     first, second = [f"f{n}" for n in range(7)], [f"f{n}" for n in range(7, 12)]
     mount = tight.mount("s3://leased")
     assert read("sequential", mount / "open") == [expected["open"]]
+    recorded = lambda: asyncio.run(_present(tight, "leased"))["open"] == 4 * MIB  # noqa: E731
+    tight.process("agent").await_ready(recorded, 30.0)  # readers have bytes before the chunk is recorded
     command = [sys.executable, "-c", HOLD, str(mount / "open")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holding:
         try:
