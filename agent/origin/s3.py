@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-untyped]
 
+from agent.clock import Clock, SystemClock
 from agent.config import OriginConfig
 from agent.content import Dataset, Extent, ListedObject, ObjectRef, build_dataset
 from agent.errors import AccessDenied, BadRequest, ObjectMissing, OriginError, Unversioned
@@ -20,7 +21,7 @@ from agent.identity import OWN, Credentials
 from agent.origin.budget import budget_of
 from agent.origin.receiver import Receiver, stall_timeout
 from agent.origin.s3_client import S3Client
-from agent.origin.s3_sign import Wanted, ranged_get
+from agent.origin.s3_sign import Signer, Wanted
 from agent.origin.version import nanoseconds, quoted, unquoted
 from agent.source import Budget, Checksum, Sink
 from agent.transfer.request import Redirected
@@ -35,15 +36,21 @@ class S3Origin:
     """One endpoint with one set of settings (an `Origin` of agent/source.py)."""
 
     def __init__(
-        self, settings: OriginConfig, receiver: Receiver, name: str = SCHEME, credentials: Credentials = OWN
+        self,
+        settings: OriginConfig,
+        receiver: Receiver,
+        name: str = SCHEME,
+        credentials: Credentials = OWN,
+        clock: Clock | None = None,
     ) -> None:
         """`name` is the prefix that the settings belong to; budgets and metrics go by it.
 
-        `credentials` are used instead of those that the SDK finds.
+        `credentials` are used instead of those that the SDK finds; `clock` is the machine's unless given.
         """
         self._settings = settings
         self._receiver = receiver
         self._client = S3Client(settings, credentials)
+        self._signer = Signer(clock or SystemClock())
         self._budget = budget_of(settings, name)
 
     def budget(self, ref: ObjectRef) -> Budget:
@@ -92,7 +99,7 @@ class S3Origin:
             extent=Extent(sink.position, sink.end - sink.position),
             name=shown(bucket, key),
         )
-        get = ranged_get(
+        get = self._signer.ranged_get(
             await self._client.address(bucket),
             wanted,
             credentials,
