@@ -60,7 +60,7 @@ class Filling:
 
     @property
     def unwritten(self) -> int:
-        return self.bytes if self.landing is None else self.landing.end - self.landing.position
+        return self.bytes if self.landing is None else self.landing.unwritten
 
 
 @dataclass(slots=True)

@@ -7,10 +7,10 @@ never used again: it is unlinked and made anew when its object comes back (files
 from __future__ import annotations
 
 import ctypes
-import errno
+import itertools
 import os
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from agent.cache import uses
@@ -19,6 +19,7 @@ from agent.cache.objects import CachedObject
 from agent.content import Extent, chunk_extent
 
 KEEP_SIZE, PUNCH_HOLE = 1, 2  # linux/falloc.h
+SECTOR = 512  # bytes of an `st_blocks`, stat(2)
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
@@ -84,26 +85,24 @@ def trim(directory: Directory, key: str, chunks: Iterable[int]) -> Removed:
     return Removed(sum(extent.length for extent in extents.values()), len(extents), -1)
 
 
-def punch_unknown(cached: CachedObject) -> int:
-    """Give back the disk blocks of chunks that are not present, which a crash has left; how many chunks.
+def punch_unknown(cached: CachedObject) -> None:
+    """Give back the disk blocks of chunks that are not present, which a crash has left, written or not.
 
     To be called before anybody fills the object. Raises OSError.
     """
-    position, punched = 0, 0
-    while position < cached.ref.size:
-        try:
-            position = os.lseek(cached.fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # lseek(2): a hole up to the end
-                break
-            raise
-        chunk = position // cached.chunk_size
-        extent = cached.extent(chunk)
-        if not cached.present[chunk]:
-            punch(cached.fd, (extent,))
-            punched += 1
-        position = extent.end
-    return punched
+    held = os.fstat(cached.fd).st_blocks * SECTOR
+    known = sum(cached.extent(chunk).length for chunk, there in enumerate(cached.present) if there)
+    if held > known:  # the file system's own records count as well: then it is done in vain
+        punch(cached.fd, _absent(cached))
+
+
+def _absent(cached: CachedObject) -> Iterator[Extent]:
+    """What is not present, in runs."""
+    for there, run in itertools.groupby(range(len(cached.present)), lambda chunk: cached.present[chunk]):
+        if not there:
+            chunks = list(run)
+            start = cached.extent(chunks[0]).offset
+            yield Extent(start, cached.extent(chunks[-1]).end - start)
 
 
 def punch(fd: int, extents: Iterable[Extent]) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from agent.content import Extent
 from agent.errors import StoreFailed, StoreFull
-from agent.transfer.landing import Landing
+from agent.transfer.landing import ALLOCATED_AT_ONCE, Landing
 
 DATA = bytes(range(256)) * 8
 
@@ -180,3 +180,14 @@ def test_another_error_of_the_disk_is_store_failed(tmp_path: Path) -> None:
             Landing(fd, Extent(0, 4)).write(memoryview(b"1234"))
     finally:
         os.close(fd)
+
+
+def test_a_large_chunk_has_its_room_on_the_disk_from_the_first_byte_on(fd: int) -> None:
+    length = 2 * ALLOCATED_AT_ONCE
+    os.ftruncate(fd, 3 * length)
+    landing = Landing(fd, Extent(length, length))
+    assert landing.unwritten == length
+    landing.write(memoryview(b"x"))
+    assert landing.unwritten == 0
+    assert os.fstat(fd).st_blocks * 512 >= length
+    assert os.fstat(fd).st_size == 3 * length
