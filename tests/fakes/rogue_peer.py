@@ -25,7 +25,7 @@ from agent.peers.token import Bound, Tokens, body_digest
 from agent.peers.units import UNIT, unit_digest
 from agent.peers.wire import Batch
 
-FAULTS = ("flips", "stalls", "ignores Range", "closes")
+FAULTS = ("flips", "stalls", "ignores Range", "closes", "lies about the length")
 ANNOUNCE_EVERY = 1.0  # seconds
 CHUNK = 8 << 20
 _RANGE = re.compile(rb"\r\nRange: bytes=(\d+)-(\d+)\r\n", re.IGNORECASE)
@@ -106,7 +106,8 @@ class RoguePeer:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
             return
         said = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nContent-Length: %d\r\n\r\n"
-        connection.sendall(said % (start, end - 1, len(data), end - start))
+        length = (end - start) // 2 if self._fault == "lies about the length" else end - start
+        connection.sendall(said % (start, end - 1, len(data), length))
         if self._fault == "stalls":
             self._stop.wait(20)
         else:

@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from agent.peers.member import Peer
 from agent.peers.placement import tracker_of
 from deploy.local.layout import AgentSettings
 from deploy.local.s3 import SeaweedS3, free_ports
-from deploy.local.stack import LocalStack
+from deploy.local.stack import CHECKOUT, LocalStack
 from tests.fakes.rogue_peer import RoguePeer
 from tests.harness.reading import read
 
@@ -189,6 +190,47 @@ def test_a_secret_that_is_replaced_costs_no_read_also_where_an_agent_starts_with
     assert three.origin_bytes()[2] == before
 
 
+def another_build(directory: Path) -> Path:
+    """A copy of the programs that says to be of another version, where the agent's user can read it."""
+    tree = directory / "build"
+    tree.mkdir()
+    tree.chmod(0o755)
+    for package in ("agent", "csi", "deploy", "preload"):
+        shutil.copytree(CHECKOUT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
+    about = tree / "headrace-99.0.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: headrace\nVersion: 99.0.0\n")
+    return tree
+
+
+@pytest.mark.long
+def test_peers_leave_return_are_upgraded_and_the_secret_rotates_and_no_read_fails(
+    three: Fleet, traversable: Path
+) -> None:
+    build = another_build(traversable)
+    buckets = [f"peers-rolled-{number}" for number in range(4)]
+    expected = [three.upload(bucket, 20 + number) for number, bucket in enumerate(buckets)]
+    assert three.read(0, buckets[0]) == expected[0]
+
+    def read_on(number: int) -> list[dict[str, str]]:
+        return [three.read(number, bucket) for bucket in buckets]
+
+    first, second, _ = three.stacks
+    with ThreadPoolExecutor(2) as pool:
+        reading = [pool.submit(read_on, number) for number in (1, 2)]
+        first.kill_agent()
+        first.start_agent()
+        three.secret.write_text(os.urandom(32).hex())
+        first.code = build
+        first.restart_agent()
+        second.code = build  # under its own reader
+        second.restart_agent()
+        assert [one.result() for one in reading] == [expected, expected]
+    assert first.metrics()['headrace_build_info{version="99.0.0"}'] == 1
+    assert sum(three.peer_bytes("received")) > 0
+    assert three.read(0, buckets[3]) == expected[3]
+
+
 @pytest.mark.long
 def test_eight_agents_that_read_at_once_have_each_byte_of_the_origin_once(eight: Fleet) -> None:
     expected = eight.upload("peers-eight", 3)
@@ -215,7 +257,13 @@ def bucket_with_tracker(fleet: Fleet, prefix: str, rogue: bool) -> str:
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [("flips", "wrong"), ("stalls", "silent"), ("ignores Range", "wrong"), ("closes", "silent")],
+    [
+        ("flips", "wrong"),
+        ("stalls", "silent"),
+        ("ignores Range", "wrong"),
+        ("closes", "silent"),
+        pytest.param("lies about the length", "wrong", marks=pytest.mark.long),
+    ],
 )
 def test_a_member_that_misbehaves_costs_a_bounded_time_and_is_left_out(
     two: Fleet, fault: str, reason: str

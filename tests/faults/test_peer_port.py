@@ -1,0 +1,144 @@
+"""The peers' port of a real agent against all that may come in at it, while a program reads through a mount.
+
+The agent is in a memory cgroup of 256 MiB, whose limit ends it.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import pwd
+import random
+import resource
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from agent.clock import SystemClock
+from agent.content import ObjectRef
+from agent.peers.protocol import OBJECT_HEADER, object_name, object_target
+from agent.peers.secrets import Secrets
+from agent.peers.token import Bound, Tokens
+from deploy.local.layout import AgentSettings
+from deploy.local.s3 import SeaweedS3, free_ports
+from deploy.local.stack import LocalStack
+from tests.harness.cgroup import memory_cgroup
+from tests.harness.reading import read
+
+pytestmark = pytest.mark.timeout(120)
+
+MIB = 1 << 20
+CAP = 256 * MIB
+FLOOD = 10_000
+WITHIN = 20.0  # seconds for one answer
+
+
+@dataclass(frozen=True)
+class Port:
+    """One agent's port, and what a member of its cluster has."""
+
+    stack: LocalStack
+    address: str
+    tokens: Tokens
+
+    def connect(self) -> socket.socket:
+        host, _, port = self.address.rpartition(":")
+        return socket.create_connection((host, int(port)), timeout=WITHIN)
+
+    def status(self, target: str, **headers: str) -> int:
+        """What a member is answered to a GET."""
+        connection = http.client.HTTPConnection(self.address, timeout=WITHIN)
+        with contextlib.closing(connection):
+            token = self.tokens.issue(self.address, Bound("GET", target))
+            connection.request("GET", target, headers={"Authorization": token, **headers})
+            return connection.getresponse().status
+
+    def pid(self) -> int:
+        return self.stack.process("agent").pid
+
+
+@pytest.fixture
+def port(seaweed: SeaweedS3, traversable: Path) -> Iterator[Port]:
+    secret = traversable / "peer-secret"
+    secret.write_text(os.urandom(32).hex())
+    secret.chmod(0o600)
+    identity = pwd.getpwnam("nobody")
+    os.chown(secret, identity.pw_uid, identity.pw_gid)
+    own, other = (f"127.0.0.1:{one}" for one in free_ports(2))
+    peers = (
+        f'[peers]\nlisten = "{own}"\ndiscovery = "static"\n'
+        f'addresses = {json.dumps([own, other])}\nsecret_file = "{secret}"\n'
+    )
+    settings = AgentSettings(extra=peers, promote="never")
+    with memory_cgroup(CAP) as cgroup, LocalStack(settings, s3=seaweed, cgroup=cgroup) as stack:
+        tokens = Tokens(Secrets(secret, SystemClock()), SystemClock(), other)
+        yield Port(stack, own, tokens)
+
+
+@contextlib.contextmanager
+def descriptors(count: int) -> Iterator[None]:
+    """Room for so many sockets in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        pytest.skip(f"the machine allows {hard} descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_ten_thousand_connections_bad_heads_ranges_and_ids_cost_no_read_and_stay_under_the_cap(
+    port: Port,
+) -> None:
+    data = random.Random(7).randbytes(48 * MIB)
+    etag = port.stack.s3.put("peer-port", "model/weights", data).strip('"')
+    ref = ObjectRef("s3://peer-port/model/weights", etag, len(data))
+    path = port.stack.mount("s3://peer-port/model") / "weights"
+    started = port.pid()
+    with descriptors(FLOOD + 500), contextlib.ExitStack() as flood, ThreadPoolExecutor(1) as pool:
+        strangers = [flood.enter_context(port.connect()) for _ in range(FLOOD // 2)]
+        reading = pool.submit(read, "sequential", path)
+        strangers += [flood.enter_context(port.connect()) for _ in range(FLOOD // 2)]
+        assert answer(strangers[1000]).startswith(b"HTTP/1.1 503 ")
+        for stranger in strangers:
+            with contextlib.suppress(OSError):  # most have been shut out
+                stranger.sendall(b"GET / HTTP/1.1\r\nX: ")
+        assert reading.result() == [hashlib.sha256(data).hexdigest()]
+    for head in (b"GET / HTTP/1.1\r\nX: " + b"a" * MIB, b"GET /" + b"a" * MIB + b" HTTP/1.1"):
+        with port.connect() as stranger:
+            with contextlib.suppress(OSError):  # cut off before the end
+                stranger.sendall(head + b"\r\n\r\n")
+            assert answer(stranger)[:10] in (b"", b"HTTP/1.1 4", b"HTTP/1.0 4")
+    target, named = object_target(ref), {OBJECT_HEADER: object_name(ref)}
+    assert port.status(target, **named, Range="bytes=0-9") == 206
+    for wanted in ("bytes=9-1", "bytes=0-1,5-6", "bytes=-5", f"bytes=0-{len(data)}", "bytes=a-b"):
+        assert port.status(target, **named, Range=wanted) == 416
+    for key in ("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e", "a" * 33, "%00" * 10):
+        assert 400 <= port.status(f"/peer/v1/objects/{key}", **named, Range="bytes=0-9") < 500
+    wrong = base64.urlsafe_b64encode(b'["file:///etc/passwd", "v", 9]').decode()
+    assert port.status(target, **{OBJECT_HEADER: wrong}, Range="bytes=0-9") == 400
+    assert port.pid() == started
+    port.stack.process("agent").await_ready(lambda: bool(port.stack.metrics()), WITHIN)
+    assert peak(started) < CAP
+
+
+def answer(stranger: socket.socket) -> bytes:
+    """What came; nothing where the connection was cut off."""
+    with contextlib.suppress(ConnectionError):
+        return stranger.recv(4096)
+    return b""
+
+
+def peak(pid: int) -> int:
+    """VmHWM of a process (proc(5)), in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
