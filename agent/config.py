@@ -196,6 +196,12 @@ class OriginConfig(_Table):
         description="The profile of the SDK's own files that credentials are taken from.",
         json_schema_extra=_shown("the SDK's"),
     )
+    cluster_rate: Annotated[Size, AfterValidator(settings.at_least_mib)] | None = Field(
+        default=None,
+        description="The most bytes a second that all agents together read from the origin (`1MiB` or more); "
+        "each live one takes an equal part.",
+        json_schema_extra=_shown("none"),
+    )
 
 
 class PeersConfig(_Table):
@@ -231,6 +237,17 @@ class PeersConfig(_Table):
     swarm_port: Annotated[int, Field(ge=0, le=65535), Unit("number")] = Field(
         default=0,
         description="The port of the swarm, at the address of `listen`; 0 takes any that is free.",
+    )
+
+    upload_limit: Annotated[Size, AfterValidator(settings.at_least_mib)] | None = Field(
+        default=None,
+        description="The most bytes a second that this agent sends to its peers (`1MiB` or more).",
+        json_schema_extra=_shown("none"),
+    )
+    download_limit: Annotated[Size, AfterValidator(settings.at_least_mib)] | None = Field(
+        default=None,
+        description="The most bytes a second that this agent takes from its peers (`1MiB` or more).",
+        json_schema_extra=_shown("none"),
     )
 
     @model_validator(mode="after")

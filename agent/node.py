@@ -51,6 +51,7 @@ from agent.mount.reads import Buffers
 from agent.mount.revisions import Revisions
 from agent.origin.catalog import Origins
 from agent.origin.http_query import named
+from agent.origin.pacing import PacedOrigins
 from agent.peers.cluster import Cluster
 from agent.peers.swarming import Swarming
 from agent.peers.warmings import SwarmWarming, SwarmWarmings
@@ -344,12 +345,14 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         preparing = asyncio.create_task(origins.prepare())  # beside the claim, which waits for the holder
         stack.push_async_callback(asyncio.wait, [preparing])
         repairs = Repairs(store)
+        paced = PacedOrigins(origins, config.origin, clock, random.Random())
         cluster = None
         if config.peers is not None:
             size = config.store.chunk_size
-            cluster = Cluster(config.peers, config.node.zone, store, origins, clock, metrics, size)
+            cluster = Cluster(config.peers, config.node.zone, store, paced, clock, metrics, size)
+            cluster.pace(paced)
             stack.push_async_callback(cluster.close)
-        source = origins if cluster is None else cluster.source
+        source = paced if cluster is None else cluster.source
         whole = WholeObjects(store, repairs, source, clock, metrics)
         scrub = Scrub(repairs, clock, metrics, config.store.scrub_rate)
         filler = Filler(store, whole, clock, metrics, config.mount.patience, random.Random())

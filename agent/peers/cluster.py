@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import random
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Protocol
 
 from agent.cache.fill import Filler
 from agent.cache.objects import CachedObject
@@ -13,13 +16,14 @@ from agent.clock import Clock
 from agent.config import PeersConfig
 from agent.content import Extent
 from agent.metrics import Metrics
-from agent.peers import small
+from agent.peers import holding, small
 from agent.peers.courses import Courses
 from agent.peers.discovery import NamedPeers, system_resolver
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.exchange_server import Exchange
 from agent.peers.gathering import Services
 from agent.peers.guide import RelayGuide
+from agent.peers.holding import Holding, HoldOffs
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.owners import SmallObjects
@@ -33,11 +37,22 @@ from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
 from agent.peers.wire import CALL
+from agent.rate import Rate
 from agent.transfer.engine import Engine
 
 log = logging.getLogger(__name__)
 
 RECEIVER_THREADS = 32  # streams from peers at a time: each has a buffer of 1 MiB and holds one unit at most
+
+
+class Paced(Protocol):
+    """What asks the origins as fast as it may (agent/origin/pacing.py)."""
+
+    @property
+    def hold_offs(self) -> HoldOffs: ...
+
+    members: Callable[[], int]
+    tell: Callable[[str, float], None]
 
 
 class Cluster:
@@ -70,10 +85,14 @@ class Cluster:
         self._tracking = Tracking(Tracker(clock))
         courses = Courses(chunk_size)
         self._guide = RelayGuide(own, self._discovery, liveness, client, self._tracking, courses, clock)
-        self._small = SmallObjects(own, self._discovery, liveness, client, clock, metrics)
+        upload, download = config.upload_limit, config.download_limit
+        self._upload = Rate(clock, upload) if upload else None
+        limit = Rate(clock, download) if download else None
+        self._small = SmallObjects(own, self._discovery, liveness, client, clock, metrics, limit)
         self.source = PeerSource(
-            origins, self._guide, client, liveness, clock, self._metrics, small=self._small
+            origins, self._guide, client, liveness, clock, metrics, small=self._small, limit=limit
         )
+        self._holding: Holding | None = None
         self._client = client
         self._liveness = liveness
         self._own = own
@@ -83,16 +102,28 @@ class Cluster:
         self.swarm_port = 0  # where this agent is in the swarm
         self._stack = AsyncExitStack()
 
+    def pace(self, origins: Paced) -> None:
+        """Share the origins' budgets with the other agents; before `serve`."""
+        discovery, liveness = self._discovery, self._liveness
+        self._holding = Holding(
+            origins.hold_offs, discovery, liveness, self._client, self._clock, random.Random()
+        )
+        origins.tell = self._holding.tell
+        origins.members = self._live
+
     async def serve(self, filler: Filler) -> None:
         """Listen to peers, look for them, and announce. Raises ConfigError."""
-        ownership = Ownership(self._store, filler, self._small, self._clock, self._metrics)
+        store, clock, metrics, limit = self._store, self._clock, self._metrics, self._upload
+        ownership = Ownership(store, filler, self._small, clock, metrics, limit)
         filler.foresee = self._small.foresee
         calls = {CALL: self._tracking.call, small.CALL: ownership.call}
+        if self._holding is not None:
+            calls[holding.CALL] = self._holding.call
         if self._config.swarm:
             self.swarming = await self._in_swarm(filler)
             calls[SWARM_CALL] = self.swarming.call
         helper = _Helping(filler, self._guide)
-        exchange = Exchange(self._store, self._tokens, self._clock, self._metrics, calls, helper)
+        exchange = Exchange(store, self._tokens, clock, metrics, calls, helper, limit)
         await exchange.start(self._config.address)
         self._stack.push_async_callback(exchange.close)
         self._discovery.start()
@@ -108,7 +139,8 @@ class Cluster:
         from agent.peers.swarm import Swarm  # libtorrent is 8 MB that only who takes part shall load
 
         host, _ = self._config.address
-        swarm = await Swarm.start(host, self._config.swarm_port)
+        limits = self._config.upload_limit or 0, self._config.download_limit or 0
+        swarm = await Swarm.start(host, self._config.swarm_port, limits)
         swarm.on_sent = self._metrics.swarm_sent.inc
         self._stack.push_async_callback(swarm.close)
         self.swarm_port = swarm.port
@@ -127,6 +159,10 @@ class Cluster:
         members = Members(self._discovery, self._liveness, self._client, self._secrets)
         return Swarming(services, members, self._chunk_size)
 
+    def _live(self) -> int:
+        """How many agents there are that may be asked, this one among them."""
+        return 1 + sum(self._liveness.usable(peer.name) for peer in self._discovery.peers())
+
     async def leave(self) -> None:
         """Serve no peer any more."""
         await self._stack.aclose()
@@ -135,6 +171,8 @@ class Cluster:
         """Give back connections and threads, when nothing is fetched any more."""
         await self._stack.aclose()
         await self._small.close()
+        if self._holding is not None:
+            await self._holding.close()
         await self._client.close()
         await self._engine.close()
 

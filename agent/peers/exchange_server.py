@@ -29,6 +29,7 @@ from agent.peers.gate import BACKLOG, Gate
 from agent.peers.outgoing import NotHere, Outgoing, here
 from agent.peers.protocol import BODY_HEADER, OBJECT_HEADER, PREFIX, parse_object, parse_range
 from agent.peers.token import Bound, TokenRefused, Tokens, body_digest
+from agent.rate import Rate
 
 log = logging.getLogger(__name__)
 
@@ -67,9 +68,11 @@ class Exchange:
         metrics: Metrics,
         calls: Mapping[str, Call],
         helper: Helper | None = None,
+        limit: Rate | None = None,
     ) -> None:
         """`calls` are answered to `POST /peer/v1/<name>`: given the sender's name and the body, which may be
-        wrong in any way (BadRequest is 400)."""
+        wrong in any way (BadRequest is 400).
+        `limit` is for the bytes of objects."""
         self._store = store
         self._tokens = tokens
         self._clock = clock
@@ -77,7 +80,7 @@ class Exchange:
         self._calls = calls
         self._helper = helper
         self._gate = Gate(clock)
-        self._outgoing = Outgoing(clock)
+        self._outgoing = Outgoing(clock, limit)
         self._streams = 0
         self._refusals = Refusals(clock)
         self._runner: web.AppRunner | None = None

@@ -17,6 +17,7 @@ from agent.clock import Clock, timeout
 from agent.content import Extent
 from agent.errors import HeadraceError
 from agent.peers.turns import Turns
+from agent.rate import Rate
 from agent.transfer.landing import Landing
 
 SLICE = 1 << 20  # bytes sent in one turn
@@ -72,8 +73,10 @@ def _landing(cached: CachedObject, chunk: int) -> Landing | None:
 class Outgoing:
     """Sends extents of objects over connections."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, limit: Rate | None = None) -> None:
+        """`limit` is for all bytes that are sent."""
         self._clock = clock
+        self._limit = limit
         self._turns = Turns(clock)
 
     async def send(
@@ -93,6 +96,8 @@ class Outgoing:
                         await self._send_slice(transport, cached, Extent(offset, until - offset))
                 finally:
                     self._turns.give(peer)
+                if self._limit is not None:
+                    await self._limit.take(until - offset)
                 offset = until
             elif not await self._arrives(cached, offset, extent.end):
                 break

@@ -30,6 +30,7 @@ from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.placement import owners_of
 from agent.peers.small import CALL, SMALL, Frame, State, batch_of, parse_answer, request_of
+from agent.rate import Rate
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,10 @@ class SmallObjects:
         client: ExchangeClient,
         clock: Clock,
         metrics: Metrics,
+        limit: Rate | None = None,
     ) -> None:
+        """`limit` is for what owners bring."""
+        self._limit = limit
         self._own = own
         self._discovery = discovery
         self._liveness = liveness
@@ -241,6 +245,8 @@ class SmallObjects:
             log.warning("peer %s is left out for %.0f s: small objects: %s", peer.name, rest, error)
             return {}
         self._liveness.answered(peer.name)
+        if self._limit is not None:
+            await self._limit.take(sum(len(frame.data) for frame in frames.values()))
         return frames
 
     def _judge(self, peer: Peer, wish: _Wish, frame: Frame | None) -> bytes | Elsewhere | None:

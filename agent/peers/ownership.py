@@ -20,6 +20,7 @@ from agent.errors import BadRequest, HeadraceError, StoreError
 from agent.metrics import Metrics
 from agent.peers.owners import SmallObjects
 from agent.peers.small import Frame, State, answer_of, parse_request
+from agent.rate import Rate
 
 ANSWER_WITHIN = 1.0  # seconds
 READING = 8  # answers that are put together at a time: 16 MiB
@@ -29,8 +30,16 @@ class Ownership:
     """Answers `POST /peer/v1/small`. Used on the loop."""
 
     def __init__(
-        self, store: Store, filler: Filler, small: SmallObjects, clock: Clock, metrics: Metrics
+        self,
+        store: Store,
+        filler: Filler,
+        small: SmallObjects,
+        clock: Clock,
+        metrics: Metrics,
+        limit: Rate | None = None,
     ) -> None:
+        """`limit` is for the bytes that are sent."""
+        self._limit = limit
         self._store = store
         self._filler = filler
         self._small = small
@@ -50,7 +59,10 @@ class Ownership:
                 await self._fetch([one for one in held if not one.present[0]])
             async with self._reading:
                 found = await self._read(held)
-                self._metrics.peer_bytes_sent.inc(sum(len(frame.data) for frame in found.values()))
+                count = sum(len(frame.data) for frame in found.values())
+                self._metrics.peer_bytes_sent.inc(count)
+                if self._limit is not None:
+                    await self._limit.take(count)
                 return answer_of(found.get(ref.key) or Frame(ref.key, State.ABSENT) for ref in refs)
         finally:
             for one in held:

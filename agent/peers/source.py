@@ -35,6 +35,7 @@ from agent.peers.member import Peer
 from agent.peers.messages import Reason
 from agent.peers.owners import Elsewhere, SmallObjects
 from agent.peers.units import CheckedSink, MakingSink, Rest, UnitUnknown, UnitWrong
+from agent.rate import Rate
 from agent.source import Budget, Checksum, Sink
 
 log = logging.getLogger(__name__)
@@ -87,12 +88,14 @@ class PeerSource:
         clock: Clock,
         metrics: Metrics,
         small: SmallObjects | None = None,
+        limit: Rate | None = None,
     ) -> None:
-        """`small` brings small objects from their owners."""
+        """`small` brings small objects from their owners; `limit` is for what is taken from parents."""
         self._small = small
         # Chunks, by their object's key and their end, that come from the origin without a word to peers: who
         # warms by the swarm has agreed already on who fetches what.
         self.straight: set[tuple[str, int]] = set()
+        self._limit = limit
         self._origin = origin
         self._guide = guide
         self._client = client
@@ -153,6 +156,8 @@ class PeerSource:
         """Why the peer did not bring all that was missing; None where it did."""
         wanted = _left(sink)
         error: HeadraceError | TimeoutError | None = None
+        if self._limit is not None:
+            await self._limit.take(wanted.length)
         try:
             await self._receive(peer, ref, sink, within)
         except StoreError:
