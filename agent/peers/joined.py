@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STALL = 10.0  # seconds in which nothing comes, before the rest is filled otherwise
+# Seconds in which not a byte comes, before the rest is filled otherwise: where an agent has died with pieces
+# that only it had, everybody waits so long.
+STALL = 4.0
 RECONNECT = 5.0  # seconds
 
 Brought = Callable[[ObjectRef, Extent], None]
@@ -62,6 +64,7 @@ class Joined:
         self._met: dict[str, tuple[int, float]] = {}
         self._taking: set[asyncio.Task[None]] = set()
         self._moved = 0.0
+        self._received = 0
 
     @property
     def port(self) -> int:
@@ -78,6 +81,8 @@ class Joined:
         torrent = self._torrent
         if torrent is None or torrent.fault or (torrent.wrong and not torrent.peers):
             return True
+        if torrent.received > self._received:
+            self._received, self._moved = torrent.received, self._clock.monotonic()
         return self._clock.monotonic() - self._moved > STALL
 
     async def grant(self) -> None:
@@ -108,7 +113,7 @@ class Joined:
         info = self._layout.info(hashes, mark_of(secret, self._layout.id))
         self._torrent = self._swarm.add(info, self._paths(), have, wanted, self._came)
         self._metrics.swarm_torrents.inc()
-        self._met = {}
+        self._met, self._received = {}, 0
         self._moved = self._clock.monotonic()
 
     def meet(self, address: str, port: int) -> None:

@@ -41,15 +41,19 @@ COLUMNS = (
 
 
 def measure(scenario: Scenario, size: int, console: Console) -> list[Run]:
-    """All ways in one scenario, on a new cluster."""
+    """All ways in one scenario, on a new cluster; on one each where something happens to its nodes."""
+    ways = [way for way in WAYS if way.takes(scenario)]
+    groups = [[way] for way in ways] if scenario.strike else [ways]
+    return [run for group in groups for run in _measure(scenario, group, size, console)]
+
+
+def _measure(scenario: Scenario, ways: list[Way], size: int, console: Console) -> list[Run]:
     rates = {"rate": f"{RATE}mbit", "origin_rate": f"{ORIGIN_RATE}mbit"}
     settings = AgentSettings(promote="never", patience="2min", extra="swarm = true\n")  # of [peers]
     runs = []
     with LocalCluster(scenario.nodes, settings=settings, serve=bool(scenario.read), **rates) as cluster:
         rig = Rig(cluster, size, RATE)
-        for way in WAYS:
-            if not way.takes(scenario):
-                continue
+        for way in ways:
             os.sync()  # what the one before has left to be written must not slow the next one down
             runs.append(way.carry(rig, scenario))
             console.print(f"{scenario.name}, {way.name}: {runs[-1].slowest:.3f} x F/C", highlight=False)
