@@ -28,6 +28,7 @@ from agent.control.client import AdminClient, AdminError
 from deploy.local.layout import AgentSettings
 from deploy.local.loader import Loaded, files_of, hashes
 from deploy.local.process import StackError
+from deploy.local.s3 import free_ports
 from deploy.local.signals import sigterm_raises
 from deploy.local.stack import LocalStack
 
@@ -37,8 +38,7 @@ URI = f"s3://{BUCKET}/{PREFIX}"
 READER_WITHIN = 60.0  # seconds; about one
 WARMED_WITHIN = 60.0  # seconds; about one
 MB = 1_000_000
-PORT = 7411  # of the nodes, each on an address of its own, which loopback has without any set-up
-ADDRESSES = [f"127.0.0.{number}:{PORT}" for number in (2, 3, 4)]
+HOSTS = ("127.0.0.2", "127.0.0.3", "127.0.0.4")  # of the nodes: loopback has them without any set-up
 ORIGIN, PEERS = "headrace_origin_bytes_total{", 'headrace_peer_bytes_total{direction="received"}'
 SWARM, READ = 'headrace_swarm_bytes_total{direction="received"}', "headrace_read_bytes_total{"
 
@@ -96,7 +96,8 @@ class Demo:
     def __init__(self, stack: LocalStack, console: Console) -> None:
         self._stack = stack
         self._secret = stack.layout.root / "peer-secret"
-        self._stack.settings = settings(0, self._secret)
+        self._addresses = [f"{host}:{port}" for host, port in zip(HOSTS, free_ports(3), strict=True)]
+        self._stack.settings = self._settings(0)
         self._console = console
 
     def run(self) -> None:
@@ -109,7 +110,7 @@ class Demo:
         self._upload(model)
         with ExitStack() as stack:
             second, third = more = [
-                stack.enter_context(closing(LocalStack(settings(number, self._secret), s3=self._stack.s3)))
+                stack.enter_context(closing(LocalStack(self._settings(number), s3=self._stack.s3)))
                 for number in (1, 2)
             ]
             self._say(f"starting two more nodes, in {second.layout.root} and {third.layout.root}")
@@ -121,6 +122,14 @@ class Demo:
         self._console.print(table(rows))
         files, tensors = rows[0][1].files, rows[0][1].tensors
         self._say(f"{tensors} tensors loaded; {files} of {files} files have the SHA-256 of the package's")
+
+    def _settings(self, number: int) -> AgentSettings:
+        """Of one of the three nodes, which know each other."""
+        peers = (
+            f'[peers]\nlisten = "{self._addresses[number]}"\ndiscovery = "static"\n'
+            f'addresses = {json.dumps(self._addresses)}\nsecret_file = "{self._secret}"\nswarm = true\n'
+        )
+        return AgentSettings(name=f"node-{number + 1}", extra=peers)
 
     def _first_node(self, model: Path) -> list[Row]:
         self._say(f"headrace-csi mount {URI}")
@@ -169,15 +178,6 @@ class Demo:
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
-
-
-def settings(number: int, secret: Path) -> AgentSettings:
-    """Of one of the three nodes, which know each other."""
-    peers = (
-        f'[peers]\nlisten = "{ADDRESSES[number]}"\ndiscovery = "static"\n'
-        f'addresses = {json.dumps(ADDRESSES)}\nsecret_file = "{secret}"\nswarm = true\n'
-    )
-    return AgentSettings(name=f"node-{number + 1}", extra=peers)
 
 
 def write_secret(path: Path, owner: Path) -> None:
