@@ -10,7 +10,7 @@ from agent.content import Extent, ObjectRef, chunk_count
 from agent.peers.messages import Reason, SpanId
 from agent.peers.relay import SPAN, Place
 
-MOST_UNITS = 1 << 18  # digests that are kept: of 256 GiB, in about 40 MB
+MOST_UNITS = 1 << 18  # digests that are kept: of 64 GiB, in about 40 MB
 UNITS_AT_ONCE = 8192  # digests in one batch: about 400 KB of JSON
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+AT_ONCE = 8192  # digests in one answer: about 400 KB of JSON; an object of 64 GiB has 262,144
+
 
 class DigestBook:
     """All digests of an object, in the order in which they became known."""
@@ -34,10 +36,12 @@ class DigestBook:
         return max(votes, key=lambda digest: len(votes[digest]), default=None)
 
     def since(self, after: int) -> tuple[int, dict[int, bytes]]:
-        """How many entries there are, and the digests of those from number `after` on.
+        """The digests of the entries from number `after` on, `AT_ONCE` of them at most, and the number behind
+        the last.
 
         A number that is larger than there are entries is another tracker's: everything is given again.
         """
         start = after if 0 <= after <= len(self._log) else 0
-        known = ((unit, self.get(unit)) for unit in self._log[start:])
-        return len(self._log), {unit: digest for unit, digest in known if digest is not None}
+        entries = self._log[start : start + AT_ONCE]
+        known = ((unit, self.get(unit)) for unit in entries)
+        return start + len(entries), {unit: digest for unit, digest in known if digest is not None}

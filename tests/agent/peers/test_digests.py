@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from agent.peers.digests import DigestBook
+from agent.peers.digests import AT_ONCE, DigestBook
 
 
 def test_only_what_became_known_since_is_told() -> None:
@@ -13,6 +13,19 @@ def test_only_what_became_known_since_is_told() -> None:
     book.add("b", {2: b"z"})
     assert book.since(upto) == (3, {2: b"z"})
     assert book.since(3) == (3, {})
+
+
+def test_a_large_object_is_told_in_parts_that_an_answer_can_hold() -> None:
+    book = DigestBook()
+    digests = {unit: b"%d" % unit for unit in range(2 * AT_ONCE + 3)}
+    book.add("a", digests)
+    upto = 0
+    told: dict[int, bytes] = {}
+    for expected in (AT_ONCE, AT_ONCE, 3, 0):
+        upto, units = book.since(upto)
+        assert len(units) == expected
+        told |= units
+    assert told == digests
 
 
 def test_the_count_of_another_tracker_gives_everything_again() -> None:
