@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench.child import dd, use_memory
+from bench.child import dd
 from bench.figures import SPEED, Goal, Reading
-from bench.limits import COPIES, raw_download
+from bench.limits import raw_download
 from bench.mounts import Mounter, installed
 from bench.options import Options
 from bench.site import Site
@@ -33,7 +33,6 @@ def cold_subjects(site: Site, options: Options, read: Read) -> Subjects:
 def _measure(mounter: Mounter, site: Site, options: Options, read: Read) -> Measure:
     def measure(_: int) -> Reading:
         with mounter.mounted(site, BUCKET) as mount:
-            use_memory(COPIES * options.size)
             before = mount.cpu_seconds()
             reading = read(mount.path / KEY, options.size)
             return replace(reading, cpu_seconds=mount.cpu_seconds() - before)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bench.child import run_program, use_memory
+from bench.child import run_program
 from bench.figures import Reading
 from bench.site import Site
 
 CONNECTIONS = (4, 8)
-COPIES = 3  # a cold read fills the page cache twice, behind and before the mount; and some to spare
 
 
 def raw_download(site: Site, bucket: str, key: str, size: int) -> Reading:
@@ -20,6 +19,5 @@ def raw_download(site: Site, bucket: str, key: str, size: int) -> Reading:
     }
     readings = []
     for connections in CONNECTIONS:
-        use_memory(COPIES * size)
         readings.append(run_program("bench.receive", {**job, "connections": connections}))
     return max(readings, key=lambda reading: reading.speed)
