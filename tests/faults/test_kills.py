@@ -153,8 +153,8 @@ def kill_many_times(site: Site, times: int) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_each_chunk_is_whole_or_absent_after_ten_kills(site: Site) -> None:
-    kill_many_times(site, 10)
+def test_each_chunk_is_whole_or_absent_after_twenty_kills(site: Site) -> None:
+    kill_many_times(site, 20)
 
 
 @pytest.mark.long
