@@ -218,7 +218,8 @@ def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> None:
 
 def table(rows: Iterable[Row]) -> Table:
     """What the loads took; sizes in MB (10^6 bytes)."""
-    made = Table(title=f"{URI} through a mount", caption="behind MB/s: where the bytes came from, in MB")
+    caption = "behind MB/s: where the bytes came from, in MB"
+    made = Table(title=f"{URI} through a mount", caption=caption, padding=0)  # or 80 columns would not do
     made.add_column("node")
     for name in ("files", "bytes", "seconds", "MB/s", "origin", "peers", "swarm", "store", "page cache"):
         made.add_column(name, justify="right")
