@@ -6,7 +6,6 @@ never used again: it is unlinked and made anew when its object comes back (files
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
 import sqlite3
@@ -17,11 +16,10 @@ from agent.cache import uses
 from agent.cache.directory import Directory
 from agent.cache.objects import CachedObject
 from agent.content import Extent, chunk_extent
+from agent.transfer.landing import KEEP_SIZE, fallocate
 
-KEEP_SIZE, PUNCH_HOLE = 1, 2  # linux/falloc.h
+PUNCH_HOLE = 2  # linux/falloc.h
 SECTOR = 512  # bytes of an `st_blocks`, stat(2)
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +106,4 @@ def _absent(cached: CachedObject) -> Iterator[Extent]:
 def punch(fd: int, extents: Iterable[Extent]) -> None:
     """Give the disk blocks of these extents back, and read zeros there from now on. Raises OSError."""
     for extent in extents:
-        if _libc.fallocate(fd, KEEP_SIZE | PUNCH_HOLE, extent.offset, extent.length):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        fallocate(fd, KEEP_SIZE | PUNCH_HOLE, extent)

@@ -134,12 +134,20 @@ class Landing:
             waiter.ready(data, offset)
 
 
+def fallocate(fd: int, mode: int, extent: Extent) -> None:
+    """As fallocate(2), for which Python has no name. Raises OSError."""
+    if _libc.fallocate(fd, mode, extent.offset, extent.length):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
 def _allocate(fd: int, extent: Extent) -> None:
     """Have the disk blocks of an extent, where the file system can. Raises StoreFull, StoreFailed."""
-    if _libc.fallocate(fd, KEEP_SIZE, extent.offset, extent.length):
-        number = ctypes.get_errno()
-        if number not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR):  # then each write takes its own
-            raise _refused(OSError(number, os.strerror(number)))
+    try:
+        fallocate(fd, KEEP_SIZE, extent)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINTR):  # then each write takes its own
+            raise _refused(error) from error
 
 
 def _write_all(fd: int, data: memoryview, offset: int) -> None:
