@@ -24,6 +24,7 @@ class Course:
     has: int = 0
     place: Place | None = None
     routes: tuple[tuple[str, ...], ...] | None = None  # None: to be asked for
+    stale: bool = False  # a parent failed since they were asked for: others may be better
     told: str = ""  # the tracker that knows of this standing
     without: set[str] = field(default_factory=set)
     asking: asyncio.Task[None] | None = None

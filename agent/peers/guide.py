@@ -62,6 +62,7 @@ class RelayGuide:
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._telling = False
+        self._tracker_gone = asyncio.Event()  # another one has to be told where everybody stands
         self._closing = False
 
     def start(self) -> None:
@@ -85,8 +86,13 @@ class RelayGuide:
         if self._closing or not self._discovery.peers():
             return ()
         course, chunk = self._courses.at(ref, extent)
-        if course.routes is None:
+        if course.stale:
+            self._ask_again(course.span)
+        if course.routes is None or (course.stale and not self._usable(course, chunk)):
             await self._await_routes(course)
+        return self._usable(course, chunk)
+
+    def _usable(self, course: Course, chunk: int) -> list[Peer]:
         routes = course.routes or ()
         names = routes[chunk] if chunk < len(routes) else ()
         return [peer_of(name) for name in names if name != self._own.name and self._liveness.usable(name)]
@@ -124,7 +130,7 @@ class RelayGuide:
         self._courses.outbox(course.group).failed.append((course.span, chunk, peer.name, reason))
         if reason != "absent":
             course.without.add(peer.name)
-            course.routes = None
+            course.stale = True
         self._tell_soon()
 
     async def vouch(self, cached: CachedObject, extent: Extent) -> None:
@@ -160,15 +166,19 @@ class RelayGuide:
                 without = [name for name in sorted(course.without) if not self._liveness.usable(name)][:64]
                 course.without = set(without)
                 batch = Batch(zone=self._own.zone, asks=[(course.span, course.count, without)])
-                reply = await self._say(self._tracker(course.group), batch)
+                tracker = self._tracker(course.group)
+                if course.place is not None and course.told != tracker.name:
+                    # One that is new has to know the order as it is before it gives anybody a place.
+                    await self._announce(tracker, self._tracked_by(tracker))
+                reply = await self._say(tracker, batch)
                 if reply is None:
                     return
                 answer = reply.answers[0]
                 course.place = place_of(answer.place)
-                course.routes = tuple(tuple(route) for route in answer.routes)
                 if not answer.wait:
+                    course.routes = tuple(tuple(route) for route in answer.routes)
+                    course.stale = False
                     return
-                course.routes = None
                 await self._clock.sleep(answer.wait)
         except BadRequest as error:
             log.warning("the tracker's answer is of no use: %s", error)
@@ -185,6 +195,8 @@ class RelayGuide:
         except (PeerSilent, BadRequest) as error:
             rest = self._liveness.failed(tracker.name)
             log.warning("tracker %s is left out for %.0f s: %s", tracker.name, rest, error)
+            if tracker.name != self._own.name:
+                self._tracker_gone.set()
             return None
 
     async def _poll(self, key: str, book: Book) -> None:
@@ -233,6 +245,7 @@ class RelayGuide:
 
     async def _keep_announcing(self) -> None:
         while True:
+            self._tracker_gone.clear()
             by_tracker: dict[str, tuple[Peer, list[Course]]] = {}
             for course in self._courses if self._discovery.peers() else ():
                 tracker = self._tracker(course.group)
@@ -241,7 +254,12 @@ class RelayGuide:
             await asyncio.gather(*(self._announce(*one) for one in by_tracker.values()))
             if self._courses.trim():
                 self._tell_soon()
-            await self._clock.sleep(ANNOUNCE_EVERY)
+            with contextlib.suppress(TimeoutError):
+                async with timeout(self._clock, ANNOUNCE_EVERY):
+                    await self._tracker_gone.wait()
+
+    def _tracked_by(self, tracker: Peer) -> list[Course]:
+        return [course for course in self._courses if self._tracker(course.group).name == tracker.name]
 
     async def _announce(self, tracker: Peer, courses: list[Course]) -> None:
         new = [course for course in courses if course.told != tracker.name]

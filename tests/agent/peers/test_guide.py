@@ -17,11 +17,13 @@ from agent.peers.exchange_client import ExchangeClient
 from agent.peers.guide import ASK_WITHIN, RelayGuide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
+from agent.peers.messages import SpanId
 from agent.peers.placement import tracker_of
 from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
+from agent.peers.wire import Batch
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import CHUNK, secret_file
 from tests.fakes.discovery import MemoryDiscovery
@@ -36,6 +38,7 @@ class Member:
     guide: RelayGuide
     discovery: MemoryDiscovery
     liveness: Liveness
+    tracking: Tracking
 
 
 @pytest.fixture
@@ -51,7 +54,7 @@ async def member(tmp_path: Path) -> AsyncIterator[Member]:
         guide = RelayGuide(OWN, discovery, liveness, client, tracking, courses, clock)
         guide.start()
         stack.push_async_callback(guide.close)
-        yield Member(guide, discovery, liveness)
+        yield Member(guide, discovery, liveness, tracking)
 
 
 def tracked_by(peer: Peer, *others: Peer) -> ObjectRef:
@@ -112,3 +115,34 @@ async def test_a_digest_that_was_made_here_is_known_at_once_and_one_that_comes_i
     waiting = asyncio.ensure_future(member.guide.digest(ref, 4))
     asyncio.get_running_loop().call_later(0.05, member.guide.made, ref, 4, b"4" * 16)
     assert await asyncio.wait_for(waiting, 10) == b"4" * 16
+
+
+async def test_after_a_failure_the_other_parents_serve_while_a_new_tracker_is_silent(member: Member) -> None:
+    over = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+
+    others = [Peer(f"127.0.0.1:{port}", f"127.0.0.1:{port}") for port in (2, 3)]
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        silent = Peer(name, name)
+        refs = (ObjectRef(f"s3://b/{number}/w", "v", CHUNK) for number in range(1000))
+        ref = next(
+            one
+            for one in refs
+            if tracker_of(group_of(one), [OWN, *others]) == OWN
+            and tracker_of(group_of(one), [OWN, *others, silent]) == silent
+        )
+        member.discovery.set(others)
+        asks = Batch(asks=[(SpanId.of(ref.key, 0), 1, [])])
+        for _ in range(3):  # they ask together, and again after as long as the tracker says
+            waits = [member.tracking.answer(one.name, asks).answers[0].wait for one in others]
+            await asyncio.sleep(max(waits))
+        first, second = await member.guide.parents(ref, FIRST)
+        member.discovery.set([*others, silent])
+        member.liveness.failed(first.name)
+        member.guide.failed(ref, FIRST, first, "silent")
+        assert list(await member.guide.parents(ref, FIRST)) == [second]
+        over.set()
