@@ -23,8 +23,8 @@ class Course:
     count: int  # chunks of the span
     has: int = 0
     place: Place | None = None
-    routes: tuple[tuple[str, ...], ...] | None = None  # None: to be asked for
-    stale: bool = False  # a parent failed since they were asked for: others may be better
+    routes: tuple[tuple[str, ...], ...] = ()
+    stale: bool = True  # to be asked for: never were, or a parent has failed since
     told: str = ""  # the tracker that knows of this standing
     without: set[str] = field(default_factory=set)
     asking: asyncio.Task[None] | None = None

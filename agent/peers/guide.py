@@ -25,11 +25,22 @@ from agent.peers.discovery import Discovery
 from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
-from agent.peers.messages import Reason, SpanId
+from agent.peers.messages import Reason
 from agent.peers.placement import tracker_of
 from agent.peers.tracking import Tracking
 from agent.peers.units import UNIT, unit_digest, unit_end
-from agent.peers.wire import CALL, Batch, Reply, parse_reply, peer_of, place_as, place_of, span_of, units_of
+from agent.peers.wire import (
+    CALL,
+    Ask,
+    Batch,
+    Reply,
+    parse_reply,
+    peer_of,
+    place_as,
+    place_of,
+    span_of,
+    units_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -87,14 +98,15 @@ class RelayGuide:
             return ()
         course, chunk = self._courses.at(ref, extent)
         if course.stale:
-            self._ask_again(course.span)
-        if course.routes is None or (course.stale and not self._usable(course, chunk)):
-            await self._await_routes(course)
+            asking = self._begin_to_ask(course)
+            if not self._usable(course, chunk):
+                with contextlib.suppress(TimeoutError):
+                    async with timeout(self._clock, ASK_WITHIN):
+                        await asyncio.wait([asking])
         return self._usable(course, chunk)
 
     def _usable(self, course: Course, chunk: int) -> list[Peer]:
-        routes = course.routes or ()
-        names = routes[chunk] if chunk < len(routes) else ()
+        names = course.routes[chunk] if chunk < len(course.routes) else ()
         return [peer_of(name) for name in names if name != self._own.name and self._liveness.usable(name)]
 
     def known(self, ref: ObjectRef, unit: int) -> bytes | None:
@@ -153,24 +165,23 @@ class RelayGuide:
         assert found is not None
         return found
 
-    async def _await_routes(self, course: Course) -> None:
+    def _begin_to_ask(self, course: Course) -> asyncio.Task[None]:
         if course.asking is None:
             course.asking = self._spawn(self._ask(course))
-        with contextlib.suppress(TimeoutError):
-            async with timeout(self._clock, ASK_WITHIN):
-                await asyncio.wait([course.asking])
+        return course.asking
 
     async def _ask(self, course: Course) -> None:
         try:
             for _ in range(ASKS):
                 without = [name for name in sorted(course.without) if not self._liveness.usable(name)][:64]
                 course.without = set(without)
-                batch = Batch(zone=self._own.zone, asks=[(course.span, course.count, without)])
+                asks: list[Ask] = [(course.span, course.count, without)]
                 tracker = self._tracker(course.group)
                 if course.place is not None and course.told != tracker.name:
                     # One that is new has to know the order as it is before it gives anybody a place.
-                    await self._announce(tracker, self._tracked_by(tracker))
-                reply = await self._say(tracker, batch)
+                    reply = await self._announce(tracker, self._by_tracker()[tracker], asks)
+                else:
+                    reply = await self._say(tracker, Batch(zone=self._own.zone, asks=asks))
                 if reply is None:
                     return
                 answer = reply.answers[0]
@@ -246,38 +257,42 @@ class RelayGuide:
     async def _keep_announcing(self) -> None:
         while True:
             self._tracker_gone.clear()
-            by_tracker: dict[str, tuple[Peer, list[Course]]] = {}
-            for course in self._courses if self._discovery.peers() else ():
-                tracker = self._tracker(course.group)
-                by_tracker.setdefault(tracker.name, (tracker, []))[1].append(course)
+            by_tracker = self._by_tracker() if self._discovery.peers() else {}
             # All at once: a silent one must not make the lease at the others run out.
-            await asyncio.gather(*(self._announce(*one) for one in by_tracker.values()))
+            await asyncio.gather(*(self._announce(*one) for one in by_tracker.items()))
             if self._courses.trim():
                 self._tell_soon()
             with contextlib.suppress(TimeoutError):
                 async with timeout(self._clock, ANNOUNCE_EVERY):
                     await self._tracker_gone.wait()
 
-    def _tracked_by(self, tracker: Peer) -> list[Course]:
-        return [course for course in self._courses if self._tracker(course.group).name == tracker.name]
+    def _by_tracker(self) -> dict[Peer, list[Course]]:
+        found: dict[Peer, list[Course]] = {}
+        for course in self._courses:
+            found.setdefault(self._tracker(course.group), []).append(course)
+        return found
 
-    async def _announce(self, tracker: Peer, courses: list[Course]) -> None:
+    async def _announce(self, tracker: Peer, courses: list[Course], asks: Sequence[Ask] = ()) -> Reply | None:
         new = [course for course in courses if course.told != tracker.name]
         batch = Batch(
             zone=self._own.zone,
             announce=[(course.span, course.has, place_as(course.place)) for course in new[:4096]],
+            asks=list(asks),
         )
         reply = await self._say(tracker, batch)
         if reply is None or reply.renewal is None:
-            return
-        for course in new[:4096]:
-            course.told = tracker.name
+            return reply
         if reply.renewal.unknown:
             for course in courses:
                 course.told = ""
+        for course in new[:4096]:
+            course.told = tracker.name
         self._give_digests({course.span.key for course in new})
         for span in reply.renewal.again:
-            self._ask_again(span_of(span))
+            waited_for = self._courses.get(span_of(span))
+            if waited_for is not None:
+                self._begin_to_ask(waited_for)
+        return reply
 
     def _give_digests(self, keys: set[str]) -> None:
         """A tracker that is new to these objects is told all digests that are known here."""
@@ -286,11 +301,6 @@ class RelayGuide:
                 made = self._courses.outbox(book.group).made
                 made.update(((key, unit), digest) for unit, digest in book.units.items())
                 self._tell_soon()
-
-    def _ask_again(self, span: SpanId) -> None:
-        course = self._courses.get(span)
-        if course is not None and course.asking is None:
-            course.asking = self._spawn(self._ask(course))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -27,6 +27,7 @@ _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _Span = tuple[_Key, _Number]
 _Place = tuple[_Number, _Number, _Number, _Number, _Number]
 _Units = Annotated[list[tuple[_Number, _Digest]], Field(max_length=MOST_UNITS)]
+Ask = tuple[_Span, Annotated[int, Field(ge=1, le=SPAN)], Annotated[list[_Name], Field(max_length=64)]]
 
 
 class _Model(BaseModel):
@@ -39,12 +40,7 @@ class Batch(_Model):
     zone: Annotated[str, Field(max_length=256)] = ""
     announce: Annotated[list[tuple[_Span, _Bits, _Place | None]], Field(max_length=MOST)] | None = None
     whole: bool = False
-    asks: Annotated[
-        list[
-            tuple[_Span, Annotated[int, Field(ge=1, le=SPAN)], Annotated[list[_Name], Field(max_length=64)]]
-        ],
-        Field(max_length=MOST),
-    ] = []
+    asks: Annotated[list[Ask], Field(max_length=MOST)] = []
     done: Annotated[list[tuple[_Span, _Bits]], Field(max_length=MOST)] = []
     released: Annotated[list[_Span], Field(max_length=MOST)] = []
     failed: Annotated[

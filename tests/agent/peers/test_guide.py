@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,9 @@ from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
-from agent.peers.wire import Batch
+from agent.peers.wire import CALL, Batch, parse_batch
 from agent.transfer.engine import Engine
-from tests.agent.peers.conftest import CHUNK, secret_file
+from tests.agent.peers.conftest import CHUNK, Serve, secret_file
 from tests.fakes.discovery import MemoryDiscovery
 from tests.fakes.raw_http import head
 
@@ -57,10 +58,17 @@ async def member(tmp_path: Path) -> AsyncIterator[Member]:
         yield Member(guide, discovery, liveness, tracking)
 
 
+def objects() -> Iterator[ObjectRef]:
+    return (ObjectRef(f"s3://b/{number}/w", "v", CHUNK) for number in range(1000))
+
+
 def tracked_by(peer: Peer, *others: Peer) -> ObjectRef:
     """An object whose tracker a peer is."""
-    refs = (ObjectRef(f"s3://b/{number}/w", "v", CHUNK) for number in range(1000))
-    return next(ref for ref in refs if tracker_of(group_of(ref), [peer, *others]) == peer)
+    return next(ref for ref in objects() if _tracker(ref, peer, *others) == peer)
+
+
+def _tracker(ref: ObjectRef, *peers: Peer) -> Peer | None:
+    return tracker_of(group_of(ref), peers)
 
 
 async def test_without_peers_nobody_is_asked(member: Member) -> None:
@@ -118,31 +126,50 @@ async def test_a_digest_that_was_made_here_is_known_at_once_and_one_that_comes_i
 
 
 async def test_after_a_failure_the_other_parents_serve_while_a_new_tracker_is_silent(member: Member) -> None:
-    over = asyncio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await over.wait()
-        writer.close()
-
     others = [Peer(f"127.0.0.1:{port}", f"127.0.0.1:{port}") for port in (2, 3)]
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as never_accepts:
+        name = f"127.0.0.1:{never_accepts.getsockname()[1]}"
         silent = Peer(name, name)
-        refs = (ObjectRef(f"s3://b/{number}/w", "v", CHUNK) for number in range(1000))
         ref = next(
             one
-            for one in refs
-            if tracker_of(group_of(one), [OWN, *others]) == OWN
-            and tracker_of(group_of(one), [OWN, *others, silent]) == silent
+            for one in objects()
+            if _tracker(one, OWN, *others) == OWN and _tracker(one, silent, OWN, *others) == silent
         )
         member.discovery.set(others)
-        asks = Batch(asks=[(SpanId.of(ref.key, 0), 1, [])])
-        for _ in range(3):  # they ask together, and again after as long as the tracker says
-            waits = [member.tracking.answer(one.name, asks).answers[0].wait for one in others]
-            await asyncio.sleep(max(waits))
+        for one in others:
+            member.tracking.answer(one.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)]))
         first, second = await member.guide.parents(ref, FIRST)
         member.discovery.set([*others, silent])
         member.liveness.failed(first.name)
         member.guide.failed(ref, FIRST, first, "silent")
         assert list(await member.guide.parents(ref, FIRST)) == [second]
-        over.set()
+
+
+async def test_a_new_tracker_hears_where_a_member_stands_with_its_first_ask(
+    member: Member, serve: Serve
+) -> None:
+    heard: asyncio.Queue[Batch] = asyncio.Queue()
+    new_tracker = Tracking(Tracker(SystemClock()))
+
+    async def track(sender: str, body: bytes) -> bytes:
+        heard.put_nowait(parse_batch(body))
+        return await new_tracker.call(sender, body)
+
+    served = await serve(calls={CALL: track})
+    new = Peer(served.address, served.address)
+    other = Peer("127.0.0.1:2", "127.0.0.1:2")
+    ref = next(
+        one for one in objects() if _tracker(one, OWN, other) == OWN and _tracker(one, new, OWN) == new
+    )
+    member.discovery.set([other])
+    assert list(await member.guide.parents(ref, FIRST)) == []
+    member.discovery.set([new])
+    member.guide.failed(ref, FIRST, other, "silent")
+    await member.guide.parents(ref, FIRST)
+    async with asyncio.timeout(10):
+        while not (batch := await heard.get()).asks:
+            pass
+    assert batch.announce is not None
+    ((span, has, place),) = batch.announce
+    assert (span, has) == (SpanId.of(ref.key, 0), 0)
+    assert place is not None
