@@ -26,7 +26,7 @@ from bench.report import document, render, save
 from bench.site import Site
 from bench.workload import Outcome, Workload, run
 
-COPIES = 12  # of the large object in memory: whatever page cache comes and goes then comes from there
+COPIES = 16  # of the large object: half of it is of use, and a workload writes up to four copies
 WORKLOADS: tuple[Workload, ...] = (
     cold.WORKLOAD,
     cold_mapped.WORKLOAD,

@@ -61,15 +61,10 @@ def run_program(module: str, job: Mapping[str, Any], env: Mapping[str, str] | No
     return Reading(answer["seconds"], answer["size"], answer["cpu_seconds"])
 
 
-def use_memory(size: int) -> None:
-    """Have memory used and given back, just before a measurement takes as much (bench/memory.py)."""
-    run([sys.executable, "-m", "bench.memory", str(size)])
-
-
 @contextlib.contextmanager
 def kept_memory(size: int) -> Iterator[None]:
     """Keep so much memory at hand for whoever takes it until the block ends (bench/memory.py)."""
-    command = [sys.executable, "-m", "bench.memory", str(size), "keep"]
+    command = [sys.executable, "-m", "bench.memory", str(size)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdin is not None and process.stdout is not None
         process.stdout.readline()

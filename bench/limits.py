@@ -17,7 +17,5 @@ def raw_download(site: Site, bucket: str, key: str, size: int) -> Reading:
         "size": size,
         "path": str(site.directory / "raw.bin"),
     }
-    readings = []
-    for connections in CONNECTIONS:
-        readings.append(run_program("bench.receive", {**job, "connections": connections}))
+    readings = [run_program("bench.receive", {**job, "connections": number}) for number in CONNECTIONS]
     return max(readings, key=lambda reading: reading.speed)

@@ -1,10 +1,8 @@
-"""Takes memory from the machine and gives it back: `python -m bench.memory BYTES`.
+"""Keeps memory at hand: `python -m bench.memory BYTES`, until its input ends.
 
 A virtual machine may have to fetch each page that it has not used for a while from its host: measured here, a
 new file's page cache then costs 1.2 s a GiB and 0.2 s otherwise, more than all of what the bench is to
-measure, and it hits hardest whoever caches bytes twice. So a cold
-measurement begins with memory that was in use a moment ago, or is made with memory kept at hand:
-`python -m bench.memory BYTES keep`.
+measure, and it hits hardest whoever caches bytes twice.
 """
 
 from __future__ import annotations
@@ -15,8 +13,7 @@ from pathlib import Path
 
 MADV_NOHUGEPAGE = 15  # linux/mman.h
 MADV_POPULATE_WRITE = 23  # since Linux 5.14
-MIB = 1024 * 1024
-HUGE = 2 * MIB
+HUGE = 2 * 1024 * 1024
 
 
 def available() -> int:
@@ -25,13 +22,6 @@ def available() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def touch(wanted: int) -> None:
-    """Take that many bytes, but at most half of what is available, and give them back."""
-    size = min(wanted, available() // 2) // MIB * MIB
-    with mmap.mmap(-1, size) as pages:
-        pages.madvise(MADV_POPULATE_WRITE)
 
 
 def keep(size: int) -> mmap.mmap:
@@ -50,13 +40,10 @@ def keep(size: int) -> mmap.mmap:
 
 
 def main(arguments: list[str]) -> None:
-    """Touch memory, and end; with `keep` behind the size keep it at hand until the input ends."""
-    if arguments[1:] == ["keep"]:
-        with keep(min(int(arguments[0]), available() // 2)):
-            print("kept", flush=True)
-            sys.stdin.read()
-    else:
-        touch(int(arguments[0]))
+    """Keep memory at hand, at most half of what is available, until the input ends."""
+    with keep(min(int(arguments[0]), available() // 2)):
+        print("kept", flush=True)
+        sys.stdin.read()
 
 
 if __name__ == "__main__":

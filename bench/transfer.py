@@ -7,16 +7,17 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench.child import ROOT, BenchError, run, run_program, use_memory
+from bench.child import ROOT, BenchError, run, run_program
 from bench.figures import SPEED, Reading
 from bench.options import Options
 from bench.site import Site
 from bench.workload import HEADRACE, Measure, Subjects, Workload
 
 CONNECTIONS = 8
+RECEIVE = "bench.receive"  # the child that takes the bytes
 TCP_ULP = 31  # linux/tcp.h
 
 
@@ -59,8 +60,8 @@ def _job(site: Site, options: Options, url: str, way: str) -> dict[str, object]:
 def _open_http(site: Site, options: Options) -> Iterator[Subjects]:
     with _serving(options.size, None) as url:
         yield {
-            "raw HTTP": lambda _: _received(_job(site, options, url, "raw"), options),
-            HEADRACE: lambda _: _received(_job(site, options, url, "engine"), options),
+            "raw HTTP": lambda _: run_program(RECEIVE, _job(site, options, url, "raw")),
+            HEADRACE: lambda _: run_program(RECEIVE, _job(site, options, url, "engine")),
         }
 
 
@@ -72,7 +73,7 @@ def _open_tls(site: Site, options: Options) -> Iterator[Subjects]:
     def way(name: str) -> Measure:
         def measure(_: int) -> Reading:
             job = _job(site, options, url, name)
-            return _received({**job, "cafile": str(certificate[0])}, options, environment)
+            return run_program(RECEIVE, {**job, "cafile": str(certificate[0])}, environment)
 
         return measure
 
@@ -82,11 +83,6 @@ def _open_tls(site: Site, options: Options) -> Iterator[Subjects]:
             HEADRACE: way("engine"),
             "kernel TLS": way("raw-ktls") if kernel_tls() else None,
         }
-
-
-def _received(job: Mapping[str, object], options: Options, env: Mapping[str, str] | None = None) -> Reading:
-    use_memory(options.size)
-    return run_program("bench.receive", job, env)
 
 
 def kernel_tls() -> bool:
