@@ -123,7 +123,8 @@ class Cluster:
             self.swarming = await self._in_swarm(filler)
             calls[SWARM_CALL] = self.swarming.call
         helper = _Helping(filler, self._guide)
-        exchange = Exchange(store, self._tokens, clock, metrics, calls, helper, limit)
+        binary = frozenset({small.CALL})
+        exchange = Exchange(store, self._tokens, clock, metrics, calls, helper, limit, binary)
         await exchange.start(self._config.address)
         self._stack.push_async_callback(exchange.close)
         self._discovery.start()

@@ -69,15 +69,17 @@ class Exchange:
         calls: Mapping[str, Call],
         helper: Helper | None = None,
         limit: Rate | None = None,
+        binary: frozenset[str] = frozenset(),
     ) -> None:
         """`calls` are answered to `POST /peer/v1/<name>`: given the sender's name and the body, which may be
-        wrong in any way (BadRequest is 400).
+        wrong in any way (BadRequest is 400). They answer JSON, but those that `binary` names.
         `limit` is for the bytes of objects."""
         self._store = store
         self._tokens = tokens
         self._clock = clock
         self._metrics = metrics
         self._calls = calls
+        self._binary = binary
         self._helper = helper
         self._gate = Gate(clock)
         self._outgoing = Outgoing(clock, limit)
@@ -208,7 +210,8 @@ class Exchange:
             return None
 
     async def _call(self, request: web.Request) -> web.StreamResponse:
-        call = self._calls.get(request.match_info["call"])
+        name = request.match_info["call"]
+        call = self._calls.get(name)
         if call is None:
             return _closing(web.Response(status=404))
         try:
@@ -218,7 +221,8 @@ class Exchange:
             return _closing(web.Response(status=408))
         if (body_digest(body) if body else "") != request.headers.get(BODY_HEADER, ""):
             raise BadRequest("the body is not the one that the token is for")
-        return web.Response(body=await call(request[SENDER], body), content_type="application/json")
+        kind = "application/octet-stream" if name in self._binary else "application/json"
+        return web.Response(body=await call(request[SENDER], body), content_type=kind)
 
 
 class Refusals:

@@ -70,7 +70,11 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
     clock = SystemClock()
     async with AsyncExitStack() as stack:
 
-        async def start(name: str = "store", calls: dict[str, Call] | None = None) -> Served:
+        async def start(
+            name: str = "store",
+            calls: dict[str, Call] | None = None,
+            binary: frozenset[str] = frozenset(),
+        ) -> Served:
             directory = tmp_path / name
             directory.mkdir(mode=0o700)
             store = await Store.open([directory], CHUNK, StoreLimits(None, 0), clock)
@@ -79,7 +83,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             address = f"127.0.0.1:{port}"
             tokens = Tokens(Secrets(secret_file(tmp_path), clock), clock, address)
             metrics = Metrics()
-            exchange = Exchange(store, tokens, clock, metrics, {} if calls is None else calls)
+            exchange = Exchange(store, tokens, clock, metrics, {} if calls is None else calls, binary=binary)
             await exchange.start(("127.0.0.1", port))
             stack.push_async_callback(exchange.close)
             return Served(store, exchange, tokens, metrics, address, port)

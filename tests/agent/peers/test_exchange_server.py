@@ -287,6 +287,18 @@ def post(served: Served, target: str, body: bytes) -> dict[str, str]:
     }
 
 
+async def test_an_answer_says_whether_it_is_json_or_bytes(serve: Serve) -> None:
+    async def answer(sender: str, body: bytes) -> bytes:
+        return b"{}"
+
+    served = await serve(calls={"words": answer, "frames": answer}, binary=frozenset({"frames"}))
+    for call, kind in (("words", "application/json"), ("frames", "application/octet-stream")):
+        wire = await Wire.to(served)
+        await wire.ask("POST", f"/peer/v1/{call}", post(served, f"/peer/v1/{call}", b"x"), b"x")
+        assert (await wire.answer()).headers["content-type"].startswith(kind)
+        await wire.close()
+
+
 async def test_a_call_gets_its_sender_and_body_and_a_wrong_one_is_400(serve: Serve) -> None:
     async def echo(sender: str, body: bytes) -> bytes:
         if body == b"bad":
