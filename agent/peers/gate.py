@@ -1,8 +1,9 @@
 """The exchange's door: accepts connections, and shuts out those that cost without bringing anything.
 
 aiohttp parses and serves; what it does not do is done here. The number of connections is bounded, that of
-strangers (who have not shown a good token yet) more tightly, so that no flood of them keeps members out. A
-connection that is in no request for too long is closed, be it idle or sending a head byte by byte.
+strangers (who have not shown a good token yet) more tightly, so that no flood of them keeps members out, and
+neither takes the descriptors that mounts, store and origins need. A connection that is in no request for too
+long is closed, be it idle or sending a head byte by byte.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import resource
 import socket
 from dataclasses import dataclass
 
@@ -31,6 +33,8 @@ FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0
 # Bytes that the kernel takes before it can send them: what it has is sent before what is wanted more.
 UNSENT = 512 << 10
 TCP_NOTSENT_LOWAT = 25  # linux/tcp.h
+SHARE = 2  # of the process's descriptors: peers have at most one in so many
+STRANGERS_SHARE = 8
 OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -44,6 +48,13 @@ class _Visit:
     requests: int = 0  # under way
 
 
+def bounds(descriptors: int) -> tuple[int, int]:
+    """How many connections there may be, and how many of strangers, with so many descriptors in all."""
+    if descriptors == resource.RLIM_INFINITY:
+        return CONNECTIONS, STRANGERS
+    return min(CONNECTIONS, descriptors // SHARE), min(STRANGERS, descriptors // STRANGERS_SHARE)
+
+
 class Gate:
     """Accepts on one listening socket. Used on the loop."""
 
@@ -51,6 +62,7 @@ class Gate:
         self._clock = clock
         self._visits: dict[asyncio.BaseTransport, _Visit] = {}
         self._strangers = 0
+        self._bounds = CONNECTIONS, STRANGERS
         self._looked = 0.0
         self._accepting: asyncio.Task[None] | None = None
         self._sweep: Timer | None = None
@@ -58,6 +70,10 @@ class Gate:
     def start(self, listener: socket.socket, server: web.Server) -> None:
         """Serve what connects to `listener`, which becomes this gate's."""
         listener.setblocking(False)
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._bounds = bounds(descriptors)
+        if self._bounds != (CONNECTIONS, STRANGERS):
+            log.warning("%d open files are allowed: peers get %d connections", descriptors, self._bounds[0])
         self._accepting = asyncio.create_task(self._accept(listener, server))
         self._sweep = self._clock.call_later(SWEEP_EVERY, self._close_idle)
 
@@ -115,7 +131,8 @@ class Gate:
 
     @property
     def _full(self) -> bool:
-        return len(self._visits) >= CONNECTIONS or self._strangers >= STRANGERS
+        connections, strangers = self._bounds
+        return len(self._visits) >= connections or self._strangers >= strangers
 
     def _forget_closed(self) -> None:
         """Make room of connections that have ended; not for each of a flood."""

@@ -40,12 +40,13 @@ class LocalStack:
         agent_user: str = "nobody",
         environment: Mapping[str, str] | None = None,
         cgroup: Path | None = None,
+        descriptors: int | None = None,
         stopped_within: float = STOPPED_WITHIN,
     ) -> None:
         """Make the directory; nothing runs yet. `s3` is a server to use and leave running, else an own one.
 
-        `environment` is added to the agent's, and it is started in `cgroup` where one is given; after
-        `stopped_within` seconds SIGTERM gives way to SIGKILL.
+        `environment` is added to the agent's, and it is started in `cgroup` where one is given, with at most
+        `descriptors` open files; after `stopped_within` seconds SIGTERM gives way to SIGKILL.
         Raises StackError without root.
         """
         if os.geteuid() != 0:
@@ -54,6 +55,7 @@ class LocalStack:
         self._agent_user = agent_user
         self._agent_environment = dict(environment or {})
         self._agent_cgroup = cgroup
+        self._agent_descriptors = descriptors
         self._stopped_within = stopped_within
         self._given_s3 = s3
         self.code = CHECKOUT  # where holder, agent and serve are started from: another build is another tree
@@ -117,7 +119,7 @@ class LocalStack:
         layout.config.chmod(0o644)
         environment = self._environment() | self.s3.environment() | self._agent_environment
         agent = [sys.executable, "-m", "agent", "--config", str(layout.config)]
-        command = [*self._in_cgroup(), *self._unprivileged(), "--", *agent]
+        command = [*self._in_cgroup(), *self._limited(), *self._unprivileged(), "--", *agent]
         self._start("agent", command, environment, lambda: answers(layout.admin_socket, "/v1/status"))
 
     def start_serve(self) -> None:
@@ -137,6 +139,11 @@ class LocalStack:
             return []
         join = 'echo $$ > "$0" && exec "$@"'
         return ["sh", "-c", join, str(self._agent_cgroup / "cgroup.procs")]
+
+    def _limited(self) -> list[str]:
+        if self._agent_descriptors is None:
+            return []
+        return ["prlimit", f"--nofile={self._agent_descriptors}", "--"]
 
     def config(self) -> str:
         """The agent's configuration file."""

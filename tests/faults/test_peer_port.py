@@ -13,7 +13,6 @@ import json
 import os
 import pwd
 import random
-import resource
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from agent.content import ObjectRef
 from agent.peers.protocol import OBJECT_HEADER, object_name, object_target
 from agent.peers.secrets import Secrets
 from agent.peers.token import Bound, Tokens
+from bench.crowd import crowd
 from deploy.local.layout import AgentSettings
 from deploy.local.s3 import SeaweedS3, free_ports
 from deploy.local.stack import LocalStack
@@ -38,6 +38,8 @@ pytestmark = pytest.mark.timeout(120)
 MIB = 1 << 20
 CAP = 256 * MIB
 FLOOD = 10_000
+FEW = 512  # descriptors; as many strangers are let in where there are enough
+SHORT = "cannot take a peer's connection: "
 WITHIN = 20.0  # seconds for one answer
 
 
@@ -64,9 +66,17 @@ class Port:
     def pid(self) -> int:
         return self.stack.process("agent").pid
 
+    def open_files(self) -> int:
+        return len(os.listdir(f"/proc/{self.pid()}/fd"))
+
+    def log(self) -> str:
+        return self.stack.process("agent").log.read_text()
+
 
 @pytest.fixture
-def port(seaweed: SeaweedS3, traversable: Path) -> Iterator[Port]:
+def port(request: pytest.FixtureRequest, seaweed: SeaweedS3, traversable: Path) -> Iterator[Port]:
+    """An agent with as many descriptors as the test's parameter says."""
+    descriptors: int | None = getattr(request, "param", None)
     secret = traversable / "peer-secret"
     secret.write_text(os.urandom(32).hex())
     secret.chmod(0o600)
@@ -78,22 +88,12 @@ def port(seaweed: SeaweedS3, traversable: Path) -> Iterator[Port]:
         f'addresses = {json.dumps([own, other])}\nsecret_file = "{secret}"\n'
     )
     settings = AgentSettings(extra=peers, promote="never")
-    with memory_cgroup(CAP) as cgroup, LocalStack(settings, s3=seaweed, cgroup=cgroup) as stack:
+    with (
+        memory_cgroup(CAP) as cgroup,
+        LocalStack(settings, s3=seaweed, cgroup=cgroup, descriptors=descriptors) as stack,
+    ):
         tokens = Tokens(Secrets(secret, SystemClock()), SystemClock(), other)
         yield Port(stack, own, tokens)
-
-
-@contextlib.contextmanager
-def descriptors(count: int) -> Iterator[None]:
-    """Room for so many sockets in this process."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < count:
-        pytest.skip(f"the machine allows {hard} descriptors")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_ten_thousand_connections_bad_heads_ranges_and_ids_cost_no_read_and_stay_under_the_cap(
@@ -104,15 +104,11 @@ def test_ten_thousand_connections_bad_heads_ranges_and_ids_cost_no_read_and_stay
     ref = ObjectRef("s3://peer-port/model/weights", etag, len(data))
     path = port.stack.mount("s3://peer-port/model") / "weights"
     started = port.pid()
-    with descriptors(FLOOD + 500), contextlib.ExitStack() as flood, ThreadPoolExecutor(1) as pool:
-        strangers = [flood.enter_context(port.connect()) for _ in range(FLOOD // 2)]
+    with crowd(port.address, FLOOD // 2) as first, ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read, "sequential", path)
-        strangers += [flood.enter_context(port.connect()) for _ in range(FLOOD // 2)]
-        assert answer(strangers[1000]).startswith(b"HTTP/1.1 503 ")
-        for stranger in strangers:
-            with contextlib.suppress(OSError):  # most have been shut out
-                stranger.sendall(b"GET / HTTP/1.1\r\nX: ")
-        assert reading.result() == [hashlib.sha256(data).hexdigest()]
+        with crowd(port.address, FLOOD // 2) as second:
+            assert reading.result() == [hashlib.sha256(data).hexdigest()]
+            assert first.refused() + second.refused()
     for head in (b"GET / HTTP/1.1\r\nX: " + b"a" * MIB, b"GET /" + b"a" * MIB + b" HTTP/1.1"):
         with port.connect() as stranger:
             with contextlib.suppress(OSError):  # cut off before the end
@@ -127,8 +123,20 @@ def test_ten_thousand_connections_bad_heads_ranges_and_ids_cost_no_read_and_stay
     wrong = base64.urlsafe_b64encode(b'["file:///etc/passwd", "v", 9]').decode()
     assert port.status(target, **{OBJECT_HEADER: wrong}, Range="bytes=0-9") == 400
     assert port.pid() == started
-    port.stack.process("agent").await_ready(lambda: bool(port.stack.metrics()), WITHIN)
+    assert port.stack.metrics()
     assert peak(started) < CAP
+
+
+@pytest.mark.parametrize("port", [FEW], indirect=True)
+def test_where_few_descriptors_are_allowed_a_flood_leaves_enough_of_them_for_readers(port: Port) -> None:
+    data = random.Random(8).randbytes(16 * MIB)
+    port.stack.s3.put("few-descriptors", "model/weights", data)
+    with crowd(port.address, 2 * FEW) as flood:
+        path = port.stack.mount("s3://few-descriptors/model") / "weights"
+        assert read("sequential", path) == [hashlib.sha256(data).hexdigest()]
+        assert port.open_files() < FEW
+        assert flood.refused()
+    assert SHORT not in port.log()
 
 
 def answer(stranger: socket.socket) -> bytes:

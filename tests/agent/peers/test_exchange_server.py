@@ -338,13 +338,14 @@ async def test_heads_that_are_too_large_or_none_are_4xx_or_cut_off(served: Serve
 
 
 async def test_strangers_beyond_their_number_are_503_and_a_member_is_served(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(gate, "STRANGERS", 5)
+    served = await serve()
     await served.keep(REF, DATA)
     member = await Wire.to(served)
     await member.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-9"))
     assert (await member.answer()).status == 206
-    monkeypatch.setattr(gate, "STRANGERS", 5)
     strangers = [await Wire.to(served) for _ in range(6)]
     assert (await strangers[-1].answer()).status == 503
     await member.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-9"))
