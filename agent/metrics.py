@@ -180,6 +180,10 @@ class Metrics:
             {"reason": reasons},
         )
         self.peer_failures = {reason: failures.labels(reason) for reason in reasons}
+        self.peer_paths_left = self._plain_counter(
+            "headrace_peer_paths_left_total",
+            "Times that a reader left a peer for the origin because that was quicker: no failure of a peer.",
+        )
         self._declare_swarm()
         self.peer_refusals = self._plain_counter(
             "headrace_peer_refusals_total", "Requests at the peers' port that showed no good token."

@@ -1,20 +1,34 @@
 """The seam between the store and whatever has the bytes: an origin today, peers later.
 
 A source brings the bytes of one chunk, in order, into a `Sink`. It does not retry, does not decide and
-does not know who waits: the fill does that. It checks what only it can see: that every answer is of the
-version and the range that were asked for.
+does not know who waits: the fill does that, and the sink says how urgent it is. It checks what only it can
+see: that every answer is of the version and the range that were asked for.
 """
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass
 from typing import Protocol
 
 from agent.content import Dataset, ObjectRef
 
 
+class Urgency(enum.IntEnum):
+    """Who wants a chunk; the smaller goes first (DESIGN.md rule 6)."""
+
+    READER = 0
+    PEER = 1  # another agent, for a reader of its own
+    PREFETCH = 2
+    PRELOAD = 3
+
+
 class Sink(Protocol):
     """Where the bytes of one chunk go, in order; called from any one thread at a time."""
+
+    @property
+    def urgency(self) -> Urgency:
+        """Who wanted the chunk when its fetch began."""
 
     @property
     def position(self) -> int:

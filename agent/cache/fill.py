@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from agent.cache.flight import Flight, Reader, State
-from agent.cache.lanes import Lane, Urgency
+from agent.cache.lanes import Lane
 from agent.cache.objects import CachedObject
 from agent.cache.passing import PassingChunks, PassingLanding
 from agent.cache.setbacks import Setbacks, backoff
@@ -30,7 +30,7 @@ from agent.errors import (
     StoreFull,
 )
 from agent.metrics import Metrics
-from agent.source import ChunkSource
+from agent.source import ChunkSource, Urgency
 from agent.transfer.landing import Landing
 
 
@@ -108,12 +108,14 @@ class Filler:
                 self._end_if_unwanted(flight)
         return left
 
-    def prefetch(self, cached: CachedObject, chunks: range, owner: object) -> None:
+    def prefetch(
+        self, cached: CachedObject, chunks: range, owner: object, urgency: Urgency = Urgency.PREFETCH
+    ) -> None:
         """Fill chunks ahead of `owner`, less urgently than what readers wait for."""
         for chunk in () if self._closing else chunks:
             held = cached.present[chunk] or chunk in cached.passing or chunk in cached.granted
             if not held and self._setbacks.of(cached.ref.key, chunk) is None:
-                self._want(cached, chunk, Urgency.PREFETCH).owners.add(owner)
+                self._want(cached, chunk, urgency).owners.add(owner)
 
     def preload(
         self,
@@ -186,6 +188,7 @@ class Filler:
         while (job := lane.pop()) is not None:
             assert isinstance(job, Flight)
             job.state = State.FETCHING
+            job.landing.urgency = job.urgency
             job.started = self._clock.monotonic()
             job.task = asyncio.create_task(self._fill(job))
             # Not the task's own last lines: one that is cancelled before its first step runs none of them.
@@ -246,7 +249,7 @@ class Filler:
     def _may_pass(self, flight: Flight) -> bool:
         if flight.landing.awaited or (flight.owners and flight.urgency is Urgency.READER):
             return True
-        ahead = flight.owners and flight.urgency is Urgency.PREFETCH
+        ahead = flight.owners and flight.urgency <= Urgency.PREFETCH
         return bool(ahead) and self._passing.roomy(flight.length)
 
     async def _pass(self, flight: Flight) -> None:
@@ -254,6 +257,7 @@ class Filler:
         cached, chunk = flight.cached, flight.chunk
         flight.state = State.PASSING
         landing = PassingLanding(cached.extent(chunk))
+        landing.urgency = flight.landing.urgency
         cached.landings[chunk] = landing
         cached.memory = (*cached.memory, landing)
         for waiter in flight.landing.dismiss():

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from agent.cache.lanes import Lane, Urgency
+from agent.cache.lanes import Lane
 from agent.cache.objects import CachedObject
 from agent.clock import Timer
 from agent.content import Extent
 from agent.errors import HeadraceError, OriginUnavailable
+from agent.source import Urgency
 from agent.transfer.landing import Landing, Waiter
 
 

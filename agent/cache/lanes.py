@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import enum
 import heapq
 import itertools
 from typing import Protocol
 
-from agent.source import Budget
-
-
-class Urgency(enum.IntEnum):
-    """Who wants a chunk; the smaller goes first (DESIGN.md rule 6)."""
-
-    READER = 0
-    PREFETCH = 1
-    PRELOAD = 2
-
+from agent.source import Budget, Urgency
 
 # The share of an origin's budget that each urgency may fill: what is left stays free for the more urgent.
-SHARE = {Urgency.READER: 1.0, Urgency.PREFETCH: 0.75, Urgency.PRELOAD: 0.5}
+SHARE = {Urgency.READER: 1.0, Urgency.PEER: 0.875, Urgency.PREFETCH: 0.75, Urgency.PRELOAD: 0.5}
 
 
 class Job(Protocol):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from agent.source import Sink
+from agent.source import Sink, Urgency
 
 T = TypeVar("T")
 
@@ -29,6 +29,10 @@ class GuardedSink:
         self._sink = sink
         self._lock = threading.Lock()
         self._shut = False
+
+    @property
+    def urgency(self) -> Urgency:
+        return self._sink.urgency
 
     @property
     def position(self) -> int:

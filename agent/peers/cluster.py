@@ -38,6 +38,7 @@ from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
 from agent.peers.wire import CALL
 from agent.rate import Rate
+from agent.source import Urgency
 from agent.transfer.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -185,10 +186,10 @@ class _Helping:
         self._filler = filler
         self._guide = guide
 
-    def bring(self, cached: CachedObject, extent: Extent, owner: object) -> None:
+    def bring(self, cached: CachedObject, extent: Extent, owner: object, urgency: Urgency) -> None:
         if self._guide.takes_part(cached.ref):
             chunk = extent.offset // cached.chunk_size
-            self._filler.prefetch(cached, range(chunk, chunk + 1), owner)
+            self._filler.prefetch(cached, range(chunk, chunk + 1), owner, urgency)
 
     def disown(self, owner: object) -> None:
         self._filler.disown(owner)

@@ -14,13 +14,15 @@ from agent.peers.protocol import (
     BODY_HEADER,
     OBJECT_HEADER,
     PREFIX,
+    URGENT,
+    URGENT_HEADER,
     object_name,
     object_target,
     range_header,
 )
 from agent.peers.token import Bound, Tokens, body_digest
 from agent.peers.units import UNIT
-from agent.source import Sink
+from agent.source import Sink, Urgency
 from agent.transfer.engine import Engine
 from agent.transfer.request import Endpoint, RangedGet
 
@@ -50,18 +52,24 @@ class ExchangeClient:
         await self._session.close()
 
     async def receive(self, peer: Peer, ref: ObjectRef, sink: Sink) -> None:
-        """Bring `[sink.position, sink.end)` of an object from a peer. Raises as `Engine.receive` does."""
+        """Bring `[sink.position, sink.end)` of an object from a peer, with as much urgency as the sink says.
+
+        Raises as `Engine.receive` does.
+        """
         target = object_target(ref)
         extent = Extent(sink.position, sink.end - sink.position)
+        headers = {
+            "Host": peer.address,
+            "Authorization": self._tokens.issue(peer.address, Bound("GET", target)),
+            OBJECT_HEADER: object_name(ref),
+            "Range": range_header(extent),
+        }
+        if sink.urgency <= Urgency.PEER:
+            headers[URGENT_HEADER] = URGENT
         get = RangedGet(
             endpoint=_endpoint(peer.address),
             target=target,
-            headers={
-                "Host": peer.address,
-                "Authorization": self._tokens.issue(peer.address, Bound("GET", target)),
-                OBJECT_HEADER: object_name(ref),
-                "Range": range_header(extent),
-            },
+            headers=headers,
             extent=extent,
             size=ref.size,
             check=_any_headers,

@@ -27,9 +27,18 @@ from agent.metrics import Metrics
 from agent.peers.discovery import joined
 from agent.peers.gate import BACKLOG, Gate
 from agent.peers.outgoing import NotHere, Outgoing, here
-from agent.peers.protocol import BODY_HEADER, OBJECT_HEADER, PREFIX, parse_object, parse_range
+from agent.peers.protocol import (
+    BODY_HEADER,
+    OBJECT_HEADER,
+    PREFIX,
+    URGENT,
+    URGENT_HEADER,
+    parse_object,
+    parse_range,
+)
 from agent.peers.token import Bound, TokenRefused, Tokens, body_digest
 from agent.rate import Rate
+from agent.source import Urgency
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +53,8 @@ REFUSALS_LOGGED = 10  # a minute; a flood must not fill the log
 class Helper(Protocol):
     """What the agent does for a peer beside sending what is there."""
 
-    def bring(self, cached: CachedObject, extent: Extent, owner: object) -> None:
-        """Begin to fetch the first chunk of an extent for `owner`, where this agent is its peers' parent."""
+    def bring(self, cached: CachedObject, extent: Extent, owner: object, urgency: Urgency) -> None:
+        """See to it that the first chunk of an extent is fetched, where this agent is its peers' parent."""
 
     def disown(self, owner: object) -> None:
         """The peer has its bytes, or has gone."""
@@ -162,20 +171,23 @@ class Exchange:
         if cached is None:
             return web.Response(status=404)
         owner = object()
+        urgency = Urgency.PEER if request.headers.get(URGENT_HEADER) == URGENT else Urgency.PREFETCH
         try:
-            if self._helper is not None and not here(cached, extent):
-                self._helper.bring(cached, extent, owner)
+            if self._helper is not None and (urgency is Urgency.PEER or not here(cached, extent)):
+                self._helper.bring(cached, extent, owner, urgency)
             if not here(cached, extent):
                 return web.Response(status=404)
             if self._helper is not None:
                 await self._helper.vouch(cached, extent)
-            return await self._stream(request, cached, extent)
+            return await self._stream(request, cached, extent, urgency is Urgency.PEER)
         finally:
             if self._helper is not None:
                 self._helper.disown(owner)
             self._store.release(cached)
 
-    async def _stream(self, request: web.Request, cached: CachedObject, extent: Extent) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, cached: CachedObject, extent: Extent, urgent: bool
+    ) -> web.StreamResponse:
         response = web.StreamResponse(status=206)
         response.content_length = extent.length
         response.headers["Content-Range"] = f"bytes {extent.offset}-{extent.end - 1}/{cached.ref.size}"
@@ -186,7 +198,7 @@ class Exchange:
         assert isinstance(transport, asyncio.Transport)
         sent = 0
         try:
-            sent = await self._outgoing.send(request[SENDER], transport, cached, extent)
+            sent = await self._outgoing.send(request[SENDER], transport, cached, extent, urgent)
         except (OSError, TimeoutError, NotHere) as error:
             log.debug("bytes of %s for %s broke off: %s", cached.ref.uri, request[SENDER], error)
         self._metrics.peer_bytes_sent.inc(sent)

@@ -80,16 +80,22 @@ class Outgoing:
         self._turns = Turns(clock)
 
     async def send(
-        self, peer: str, transport: asyncio.WriteTransport, cached: CachedObject, extent: Extent
+        self,
+        peer: str,
+        transport: asyncio.WriteTransport,
+        cached: CachedObject,
+        extent: Extent,
+        urgent: bool = False,
     ) -> int:
         """Send the extent to a peer, and return how many bytes that were: fewer where the rest cannot be had.
 
-        The caller holds the object. Raises OSError and TimeoutError of the connection.
+        An urgent one goes before the others to that peer. The caller holds the object. Raises OSError and
+        TimeoutError of the connection.
         """
         offset = extent.offset
         while offset < extent.end:
             if available(cached, offset, extent.end) > offset:
-                await self._turns.take(peer, extent.offset)
+                await self._turns.take(peer, extent.offset, urgent)
                 try:
                     until = min(available(cached, offset, extent.end), offset + SLICE)
                     if until > offset:

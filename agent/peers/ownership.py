@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Sequence
 
 from agent.cache.fill import Filler
-from agent.cache.lanes import Urgency
 from agent.cache.objects import CachedObject
 from agent.cache.store import Store
 from agent.clock import Clock, timeout
@@ -21,6 +20,7 @@ from agent.metrics import Metrics
 from agent.peers.owners import SmallObjects
 from agent.peers.small import Frame, State, answer_of, parse_request
 from agent.rate import Rate
+from agent.source import Urgency
 
 ANSWER_WITHIN = 1.0  # seconds
 READING = 8  # answers that are put together at a time: 16 MiB

@@ -3,7 +3,8 @@
     GET /peer/v1/objects/<key>      Range: bytes=<first>-<last>      -> 206, the bytes
 
 `<key>` is the object's key (32 hex digits, agent/content.py). `Headrace-Object` has what the key is made of,
-so that an agent that has the object can open it: base64url of a JSON list [uri, version, size]. Every
+so that an agent that has the object can open it: base64url of a JSON list [uri, version, size].
+`Headrace-Urgent: 1` says that a reader waits for the bytes; any other value says nothing. Every
 request has a token (agent/peers/token.py); one with a body has its SHA-256 in `Headrace-Body`, which the
 token covers.
 """
@@ -20,6 +21,8 @@ from agent.errors import BadRequest
 PREFIX = "/peer/v1"
 OBJECT_HEADER = "Headrace-Object"
 BODY_HEADER = "Headrace-Body"
+URGENT_HEADER = "Headrace-Urgent"
+URGENT = "1"
 KEY = re.compile("[0-9a-f]{32}", re.ASCII)
 LONGEST_RANGE = 256 << 20  # bytes: the largest chunk
 LONGEST_NAME = 6000  # characters of `Headrace-Object`; a key of S3 has 1,024 bytes at most

@@ -29,14 +29,15 @@ from agent.errors import (
     VersionChanged,
 )
 from agent.metrics import Metrics
-from agent.peers.exchange_client import ExchangeClient, PeerSilent
+from agent.peers.exchange_client import ExchangeClient
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
 from agent.peers.owners import Elsewhere, SmallObjects
+from agent.peers.paths import Path, Paths, PathSlower
 from agent.peers.units import CheckedSink, MakingSink, Rest, UnitUnknown, UnitWrong
 from agent.rate import Rate
-from agent.source import Budget, Checksum, Sink
+from agent.source import Budget, Checksum, Sink, Urgency
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,6 @@ PARENTS = (
 )
 DIGEST_WITHIN = 2.0  # seconds that a unit which has arrived waits for its digest
 UNIT_WITHIN = 5.0  # seconds in which a peer brings a unit, on any of its streams
-SILENT_WITHIN = 3.0  # seconds in which it sends something, on any: one may wait for what its parent awaits
-LOOK_EVERY = 1.0  # seconds between two looks at that
 PEERS_WITHIN = 10.0  # seconds for all parents of a chunk while none of them brings a unit
 RESTS = 256  # heads' digests of unfinished units that are kept for the next attempt
 
@@ -103,8 +102,7 @@ class PeerSource:
         self._clock = clock
         self._metrics = metrics
         self._rests: OrderedDict[tuple[str, int], Rest] = OrderedDict()
-        self._sent: dict[str, float] = {}  # peer -> when bytes of it were last seen to have come
-        self._brought: dict[str, float] = {}  # and when a unit
+        self._paths = Paths(clock)
 
     def budget(self, ref: ObjectRef) -> Budget:
         return self._origin.budget(ref)
@@ -137,18 +135,19 @@ class PeerSource:
         while len(tried) < PARENTS:
             # Asked anew after each: where one has failed the guide may know another in its place.
             parents = await self._guide.parents(ref, _left(sink))
-            peer = next((one for one in parents if self._worth_asking(one, tried)), None)
+            peer = next((one for one in parents if self._worth_asking(one, tried, sink.urgency)), None)
             if peer is None:
                 return
             tried.add(peer.name)
             before = sink.position
             error = await self._from_peer(peer, ref, sink, min(UNIT_WITHIN, patience))
             late = sink.position == before and self._clock.monotonic() >= give_up
-            if error is None or isinstance(error, UnitUnknown) or late:
+            if error is None or isinstance(error, (UnitUnknown, PathSlower)) or late:
                 return
 
-    def _worth_asking(self, peer: Peer, tried: set[str]) -> bool:
-        return peer.name not in tried and self._liveness.usable(peer.name)
+    def _worth_asking(self, peer: Peer, tried: set[str], urgency: Urgency) -> bool:
+        usable = peer.name not in tried and self._liveness.usable(peer.name)
+        return usable and self._paths.worth_asking(peer.name, urgency)
 
     async def _from_peer(
         self, peer: Peer, ref: ObjectRef, sink: Sink, within: float
@@ -162,6 +161,11 @@ class PeerSource:
             await self._receive(peer, ref, sink, within)
         except StoreError:
             raise
+        except PathSlower as slower:
+            error = slower
+            self._metrics.peer_paths_left.inc()
+            self._paths.left(peer.name)
+            log.info("a reader goes to the origin: %s", slower)
         except (HeadraceError, TimeoutError) as failure:
             error = failure
             self._fell_short(peer, ref, _left(sink), failure)
@@ -172,33 +176,21 @@ class PeerSource:
         return error
 
     async def _receive(self, peer: Peer, ref: ObjectRef, sink: Sink, within: float) -> None:
-        """Raises TimeoutError where the peer brings no unit within so many seconds, PeerSilent if nothing."""
+        """As `Path.judge` and `Engine.receive` raise."""
         loop = asyncio.get_running_loop()
         expected = functools.partial(self._expected, loop, ref)
         checked = CheckedSink(sink, ref.size, expected)
+        path = Path(self._paths, peer.name, self.budget(ref).name, checked, sink)
         receiving = asyncio.ensure_future(self._client.receive(peer, ref, checked))
         try:
-            began = self._clock.monotonic()
             while not receiving.done():
-                before = checked.position, sink.position
-                await self._wait(receiving, min(within, LOOK_EVERY))
-                now = self._clock.monotonic()
-                if checked.position > before[0]:
-                    self._sent[peer.name] = now
-                if sink.position > before[1]:
-                    self._brought[peer.name] = now
+                await self._wait(receiving, min(within, path.look_every))
+                path.look()
                 if not receiving.done():
-                    self._raise_if_idle(peer, began, within)
+                    path.judge(within)
             receiving.result()
         finally:
             await _over(receiving)
-
-    def _raise_if_idle(self, peer: Peer, began: float, within: float) -> None:
-        now = self._clock.monotonic()
-        if now - max(began, self._brought.get(peer.name, 0.0)) >= within:
-            raise TimeoutError(f"no unit within {within:g} s")
-        if now - max(began, self._sent.get(peer.name, 0.0)) >= SILENT_WITHIN:
-            raise PeerSilent(f"{peer.name} has sent nothing for {SILENT_WITHIN:g} s")
 
     async def _wait(self, receiving: asyncio.Future[None], within: float) -> None:
         """Wait for the end, but no longer than `within` seconds."""
@@ -243,10 +235,13 @@ class PeerSource:
             loop.call_soon_threadsafe(self._guide.made, ref, unit, digest)
 
         making = MakingSink(sink, ref.size, made, self._rests.pop(key, None))
+        began = self._clock.monotonic()
         try:
             await self._origin.fetch(ref, making)
         finally:
             self._keep_rest(key, making)
+            seconds = self._clock.monotonic() - began
+            self._paths.origin_took(self.budget(ref).name, sink.position - wanted.offset, seconds)
         self._guide.brought(ref, wanted, None)
 
     def _keep_rest(self, key: tuple[str, int], making: MakingSink) -> None:

@@ -4,8 +4,8 @@ A peer asks for several chunks at once, the first ones the most. Sent side by si
 and each hop of a chain would add the time of a unit at the speed of one stream among many: with eight of them
 over a link of 200 Mbit/s a twelfth of a second, where the link carries a unit in a hundredth. So one stream
 sends at a time, as much as it has, and the next one what time the first leaves. All agents have the same
-order, so that a chunk passes down a chain at full speed. No stream is silent for long, since whoever waits
-for bytes takes a silent peer for a dead one.
+order, so that a chunk passes down a chain at full speed. What a reader of the peer waits for goes first. No
+stream is silent for long, since whoever waits for bytes takes a silent peer for a dead one.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ SILENT = 1.0  # seconds after which a stream has its turn although one of a lowe
 @dataclass(eq=False, slots=True)
 class _Waiting:
     rank: int
+    urgent: bool
     since: float
     turn: asyncio.Future[None]
 
@@ -39,13 +40,14 @@ class Turns:
         self._clock = clock
         self._queues: dict[str, _Queue] = {}  # one where somebody sends
 
-    async def take(self, peer: str, rank: int) -> None:
-        """Wait for the turn of a stream to `peer`; of those that wait the one of the lowest rank is next."""
+    async def take(self, peer: str, rank: int, urgent: bool = False) -> None:
+        """Wait for the turn of a stream to `peer`; of those that wait the one of the lowest rank is next,
+        an urgent one before the others."""
         queue = self._queues.get(peer)
         if queue is None:
             self._queues[peer] = _Queue()
             return
-        one = _Waiting(rank, self._clock.monotonic(), asyncio.get_running_loop().create_future())
+        one = _Waiting(rank, urgent, self._clock.monotonic(), asyncio.get_running_loop().create_future())
         queue.waiting.append(one)
         try:
             await one.turn
@@ -64,6 +66,6 @@ class Turns:
             return
         oldest = min(queue.waiting, key=lambda one: one.since)
         late = self._clock.monotonic() - oldest.since >= SILENT
-        chosen = oldest if late else min(queue.waiting, key=lambda one: one.rank)
+        chosen = oldest if late else min(queue.waiting, key=lambda one: (not one.urgent, one.rank))
         queue.waiting.remove(chosen)
         chosen.turn.set_result(None)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from blake3 import blake3
 
 from agent.errors import HeadraceError
-from agent.source import Sink
+from agent.source import Sink, Urgency
 
 UNIT = 1 << 18  # bytes; the last unit of an object may be shorter
 DIGEST_BYTES = 16
@@ -60,6 +60,10 @@ class MakingSink:
             self._hash = blake3()
         elif rest is not None and rest[0] == sink.position:
             self._hash = rest[1]
+
+    @property
+    def urgency(self) -> Urgency:
+        return self._sink.urgency
 
     @property
     def position(self) -> int:
@@ -107,6 +111,10 @@ class CheckedSink:
         self._start = sink.position - sink.position % UNIT  # of the unit that arrives
         self._held = 0
         self._buffer: bytearray | None = None
+
+    @property
+    def urgency(self) -> Urgency:
+        return self._sink.urgency
 
     @property
     def position(self) -> int:

@@ -18,6 +18,7 @@ import xxhash
 
 from agent.content import Extent
 from agent.errors import StoreError, StoreFailed, StoreFull
+from agent.source import Urgency
 
 ALLOCATED_AT_ONCE = 1 << 20  # bytes; what is smaller is written in one piece anyway
 KEEP_SIZE = 1  # linux/falloc.h
@@ -42,6 +43,7 @@ class Landing:
         """`fd` is the object's file, open for writing; it must outlive every `write`."""
         self._fd = fd
         self._extent = extent
+        self.urgency = Urgency.PRELOAD  # set by the filler before the fetch begins
         self._position = extent.offset
         self._allocated = False
         self._hash = xxhash.xxh3_128()

@@ -25,9 +25,10 @@ from agent.peers.token import Bound, Tokens, body_digest
 from agent.peers.units import UNIT, unit_digest
 from agent.peers.wire import Batch
 
-FAULTS = ("flips", "stalls", "ignores Range", "closes", "lies about the length")
+FAULTS = ("flips", "stalls", "trickles", "ignores Range", "closes", "lies about the length")
 ANNOUNCE_EVERY = 1.0  # seconds
 CHUNK = 8 << 20
+TRICKLE = 4096  # bytes of the right ones, twenty times a second
 _RANGE = re.compile(rb"\r\nRange: bytes=(\d+)-(\d+)\r\n", re.IGNORECASE)
 
 
@@ -110,6 +111,11 @@ class RoguePeer:
         connection.sendall(said % (start, end - 1, len(data), length))
         if self._fault == "stalls":
             self._stop.wait(20)
+        elif self._fault == "trickles":
+            for at in range(start, end, TRICKLE):
+                connection.sendall(data[at : min(end, at + TRICKLE)])
+                if self._stop.wait(0.05):
+                    return
         else:
             wrong = bytearray(data[start:end])
             wrong[len(wrong) // 2] ^= 1

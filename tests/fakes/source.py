@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from agent.content import Extent, ObjectRef
-from agent.source import Budget, Sink
+from agent.source import Budget, Sink, Urgency
 
 
 class Gate:
@@ -24,7 +24,8 @@ Step = int | Gate | Exception
 class MemorySource:
     """Each fetch takes the next script: an int sends so many bytes, a `Gate` waits, an exception is raised.
 
-    What a script leaves, the fetch sends at its end. `fetches` are the extents asked for, in their order.
+    What a script leaves, the fetch sends at its end. `fetches` are the extents asked for, in their order, and
+    `urgencies` how urgent they were.
     """
 
     def __init__(self, data: Mapping[str, bytes], budget: Budget | None = None) -> None:
@@ -33,6 +34,7 @@ class MemorySource:
         self._scripts: deque[tuple[Step, ...]] = deque()
         self.outage: Exception | None = None
         self.fetches: list[Extent] = []
+        self.urgencies: list[Urgency] = []
         self.running = 0
         self.cancelled = asyncio.Event()
 
@@ -45,6 +47,7 @@ class MemorySource:
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
         self.fetches.append(Extent(sink.position, sink.end - sink.position))
+        self.urgencies.append(sink.urgency)
         self.running += 1
         try:
             await self._play(ref, sink)

@@ -23,6 +23,7 @@ from agent.content import ObjectRef
 from agent.metrics import Metrics
 from agent.peers.cluster import Cluster
 from agent.peers.swarming import Swarming
+from agent.source import Budget
 from tests.fakes.source import MemorySource
 from tests.harness.s3 import free_ports
 
@@ -104,9 +105,18 @@ def address_of(number: int) -> str:
 
 @asynccontextmanager
 async def member(
-    directory: Path, addresses: Sequence[str], number: int, data: Mapping[str, bytes], chunk_size: int
+    directory: Path,
+    addresses: Sequence[str],
+    number: int,
+    data: Mapping[str, bytes],
+    chunk_size: int,
+    swarm: bool = True,
+    budget: Budget | None = None,
 ) -> AsyncIterator[Member]:
-    """Start the agent with this number among the addresses; its store stays where it is."""
+    """Start the agent with this number among the addresses; its store stays where it is.
+
+    `budget` is the origin's.
+    """
     clock, metrics = SystemClock(), Metrics()
     secret = directory / "peer-secret"
     if not secret.exists():
@@ -119,20 +129,20 @@ async def member(
         discovery="static",
         addresses=list(addresses),
         secret_file=secret,
-        swarm=True,
+        swarm=swarm,
     )
     async with AsyncExitStack() as stack:
         store = await Store.open([path], chunk_size, StoreLimits(None, 0), clock, metrics)
         stack.push_async_callback(store.close)
-        origin = StatingSource(data)
+        origin = StatingSource(data, budget)
         cluster = Cluster(config, "", store, origin, clock, metrics, chunk_size)
         stack.push_async_callback(cluster.close)
         filler = Filler(store, cluster.source, clock, metrics, PATIENCE, random.Random(1))
         stack.push_async_callback(filler.close)
         await cluster.serve(filler)
         stack.push_async_callback(cluster.leave)
-        assert cluster.swarming is not None
-        store.before_removal = store.before_emptying = cluster.swarming.end
+        if cluster.swarming is not None:
+            store.before_removal = store.before_emptying = cluster.swarming.end
         yield Member(addresses[number], store, filler, origin, metrics, cluster)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from agent.content import ObjectRef, chunk_count, chunk_extent
-from agent.source import ChunkSource
+from agent.source import ChunkSource, Urgency
 
 
 class MemorySink:
     """A `Sink` that keeps its bytes, and the size of the largest piece."""
 
-    def __init__(self, start: int, end: int) -> None:
+    def __init__(self, start: int, end: int, urgency: Urgency = Urgency.PRELOAD) -> None:
+        self.urgency = urgency
         self._start = start
         self._end = end
         self.data = bytearray()

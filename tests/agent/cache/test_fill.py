@@ -28,7 +28,7 @@ from agent.errors import (
     VersionChanged,
 )
 from agent.metrics import Metrics
-from agent.source import Budget
+from agent.source import Budget, Urgency
 from tests.agent.cache.conftest import CHUNK, TappedStore, open_store
 from tests.fakes.clock import ManualClock
 from tests.fakes.source import Gate, MemorySource
@@ -437,6 +437,25 @@ async def test_a_reader_goes_before_what_was_queued_ahead_of_it(tmp_path: Path) 
     assert await within(read.result) == read.expected
     await node.flights_end(4)
     assert [extent.offset // CHUNK for extent in node.source.fetches] == [0, 3, 1, 2]
+    await end(node)
+
+
+async def test_a_fetch_knows_who_wanted_its_chunk_when_it_began(tmp_path: Path) -> None:
+    node = await make_node(tmp_path, budget=Budget("memory", 1, 1 << 30, deadline=30.0))
+    gates = [Gate() for _ in range(4)]
+    for gate in gates:
+        node.source.script(gate)
+    began = []
+    node.filler.prefetch(node.cached, range(3), object())
+    await within(gates[0].reached.wait())
+    node.filler.prefetch(node.cached, range(2, 3), object(), Urgency.PEER)
+    read = node.read(3 * CHUNK, 10)
+    for gate in gates:
+        await within(gate.reached.wait())
+        began.append((node.source.fetches[-1].offset // CHUNK, node.source.urgencies[-1]))
+        gate.open.set()
+    assert began == [(0, Urgency.PREFETCH), (3, Urgency.READER), (2, Urgency.PEER), (1, Urgency.PREFETCH)]
+    assert await within(read.result) == read.expected
     await end(node)
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.cache.lanes import SHARE, Lane, Urgency
-from agent.source import Budget
+from agent.cache.lanes import SHARE, Lane
+from agent.source import Budget, Urgency
 
 
 @dataclass(eq=False)
@@ -66,7 +66,7 @@ def test_the_budget_is_never_exceeded_and_everything_starts_in_the_end(
 
 @given(budget=BUDGETS, lengths=st.lists(st.integers(1, 20), max_size=30))
 def test_a_less_urgent_load_leaves_room_for_readers(budget: Budget, lengths: list[int]) -> None:
-    for urgency in (Urgency.PREFETCH, Urgency.PRELOAD):
+    for urgency in (Urgency.PEER, Urgency.PREFETCH, Urgency.PRELOAD):
         lane, running = Lane(budget), list[Want]()
         for length in lengths:
             lane.push(Want(urgency, length))

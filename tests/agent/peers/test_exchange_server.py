@@ -13,12 +13,13 @@ import pytest
 
 from agent.cache.objects import CachedObject
 from agent.clock import SystemClock
-from agent.content import ObjectRef
+from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest
 from agent.peers import gate
-from agent.peers.protocol import BODY_HEADER, OBJECT_HEADER, object_name, object_target
+from agent.peers.protocol import BODY_HEADER, OBJECT_HEADER, URGENT_HEADER, object_name, object_target
 from agent.peers.secrets import Secrets
 from agent.peers.token import Bound, Tokens, body_digest
+from agent.source import Urgency
 from agent.transfer.landing import Landing
 from tests.agent.peers.conftest import CHUNK, Serve, Served, random_bytes, secret_file
 
@@ -208,6 +209,39 @@ async def test_what_is_no_objects_key_is_4xx(served: Served, key: str) -> None:
     await wire.ask("GET", target, get(served, served.tokens, REF, "bytes=0-9", target))
     assert 400 <= (await wire.answer()).status < 500
     await wire.close()
+
+
+class Asked:
+    """A helper that cannot bring anything, and what it was asked for."""
+
+    def __init__(self) -> None:
+        self.urgencies: list[Urgency] = []
+
+    def bring(self, cached: CachedObject, extent: Extent, owner: object, urgency: Urgency) -> None:
+        self.urgencies.append(urgency)
+
+    def disown(self, owner: object) -> None:
+        pass
+
+    async def vouch(self, cached: CachedObject, extent: Extent) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "said", ["1", "", "0", "2", "-1", "1, 1", "true", "9" * 5000, "\xff\xfe", "1\r\nHeadrace-Urgent: 0"]
+)
+async def test_only_a_1_makes_a_request_urgent_and_nothing_makes_it_fail(serve: Serve, said: str) -> None:
+    helper = Asked()
+    served = await serve(helper=helper)
+    await served.keep(REF, DATA, 1)
+    wire = await Wire.to(served)
+    for wanted, status in (("bytes=0-9", 404), (f"bytes={CHUNK}-{CHUNK + 9}", 206)):
+        headers = get(served, served.tokens, REF, wanted) | {URGENT_HEADER: said}
+        await wire.ask("GET", object_target(REF), headers)
+        assert (await wire.answer()).status == status
+    await wire.close()
+    urgent = said.startswith("1") and "," not in said
+    assert helper.urgencies == ([Urgency.PEER] * 2 if urgent else [Urgency.PREFETCH])
 
 
 @pytest.mark.parametrize("name", ["", "!", "W10=", "WzEsMiwzXQ==", "A" * 7000, "bnVsbA=="])

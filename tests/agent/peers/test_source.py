@@ -15,6 +15,7 @@ from agent.clock import SystemClock
 from agent.content import Extent, ObjectRef
 from agent.errors import OriginUnavailable, StoreFull
 from agent.metrics import Metrics
+from agent.peers import paths
 from agent.peers import source as source_module
 from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
@@ -23,6 +24,7 @@ from agent.peers.secrets import Secrets
 from agent.peers.source import PeerSource
 from agent.peers.token import Tokens
 from agent.peers.units import UNIT
+from agent.source import Urgency
 from agent.transfer.engine import Engine
 from agent.transfer.landing import Landing
 from tests.agent.peers.conftest import CHUNK, Serve, Served, random_bytes, secret_file
@@ -56,8 +58,8 @@ class Asking:
     liveness: Liveness
     metrics: Metrics
 
-    async def read(self, extent: Extent = FIRST) -> bytes:
-        sink = MemorySink(extent.offset, extent.end)
+    async def read(self, extent: Extent = FIRST, urgency: Urgency = Urgency.PREFETCH) -> bytes:
+        sink = MemorySink(extent.offset, extent.end, urgency)
         async with asyncio.timeout(30):
             await self.source.fetch(REF, sink)
         return bytes(sink.data)
@@ -221,6 +223,40 @@ async def test_a_peer_that_sends_byte_by_byte_is_too_slow(
         assert await asking.read() == DATA[:CHUNK]
     assert asking.counted("slow") == 1
     assert asking.from_origin == CHUNK - UNIT
+
+
+@pytest.mark.parametrize("urgency", Urgency)
+async def test_a_request_says_that_a_reader_waits_here_or_at_a_child(
+    asking: Asking, urgency: Urgency
+) -> None:
+    asking.guide.know(REF, DATA)
+    with RawServer((whole(DATA),)) as parent:
+        asking.guide.parents_now = [peer(parent.port)]
+        assert await asking.read(urgency=urgency) == DATA[:CHUNK]
+        (request,) = parent.requests
+    waits = urgency in (Urgency.READER, Urgency.PEER)
+    assert (b"\r\nHeadrace-Urgent: 1\r\n" in request) == waits
+    assert not asking.origin.fetches
+
+
+async def test_a_reader_goes_on_from_the_origin_where_its_path_is_slower_and_nobody_is_blamed(
+    asking: Asking, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "JUDGED_AFTER", 0.2)
+    monkeypatch.setattr(paths, "LOOK_FOR_READER", 0.1)
+    asking.guide.know(REF, DATA)
+    assert await asking.read(Extent(2 * CHUNK, 12345)) == DATA[2 * CHUNK :]  # so the origin is known
+    served = await has(serve)
+    with RawServer((whole(DATA)[: UNIT + UNIT // 2], threading.Event())) as slow:
+        asking.guide.parents_now = [peer(slow.port), peer(served.port)]
+        assert await asking.read(urgency=Urgency.READER) == DATA[:CHUNK]
+        assert asking.origin.fetches[1:] == [Extent(UNIT, CHUNK - UNIT)]
+        assert asking.metrics.peer_paths_left._value.get() == 1
+        assert not asking.guide.blamed
+        assert asking.liveness.usable(peer(slow.port).name)
+        assert await asking.read(Extent(CHUNK, CHUNK), Urgency.READER) == DATA[CHUNK : 2 * CHUNK]
+        assert len(slow.requests) == 1  # a reader keeps off it for a while
+        assert len(asking.origin.fetches) == 2
 
 
 async def test_a_unit_whose_digest_is_not_told_in_time_is_asked_of_the_origin(

@@ -14,9 +14,9 @@ async def begun(*tasks: asyncio.Task[None]) -> None:
         await asyncio.sleep(0)
 
 
-def asking(turns: Turns, peer: str, rank: int, order: list[int]) -> asyncio.Task[None]:
+def asking(turns: Turns, peer: str, rank: int, order: list[int], urgent: bool = False) -> asyncio.Task[None]:
     async def ask() -> None:
-        await turns.take(peer, rank)
+        await turns.take(peer, rank, urgent)
         order.append(rank)
 
     return asyncio.create_task(ask())
@@ -32,6 +32,17 @@ async def test_the_stream_that_comes_first_in_the_object_sends_next() -> None:
         turns.give("a")
         await begun(*tasks)
     assert order == [10, 20, 30]
+
+
+async def test_what_a_reader_waits_for_goes_before_the_others() -> None:
+    turns, order = Turns(ManualClock()), list[int]()
+    await turns.take("a", 50)
+    tasks = [asking(turns, "a", rank, order, urgent=rank >= 80) for rank in (30, 90, 10, 80)]
+    await begun(*tasks)
+    for _ in tasks:
+        turns.give("a")
+        await begun(*tasks)
+    assert order == [80, 90, 10, 30]
 
 
 async def test_streams_to_different_peers_do_not_wait_for_each_other() -> None:
