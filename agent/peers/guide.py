@@ -177,16 +177,20 @@ class RelayGuide:
                 course.without = set(without)
                 asks: list[Ask] = [(course.span, course.count, without)]
                 tracker = self._tracker(course.group)
-                if course.place is not None and course.told != tracker.name:
-                    # One that is new has to know the order as it is before it gives anybody a place.
-                    reply = await self._announce(tracker, self._by_tracker()[tracker], asks)
-                else:
+                if course.place is None:
                     reply = await self._say(tracker, Batch(zone=self._own.zone, asks=asks))
+                else:
+                    # One that is new has to know the order as it is before it gives anybody a place.
+                    told = course.told == tracker.name
+                    courses = [course] if told else self._by_tracker()[tracker]
+                    reply = await self._announce(tracker, courses, asks)
+                    if reply is not None and course.told != tracker.name:
+                        continue  # it has the name of one that was told, and has been restarted since
                 if reply is None:
-                    return
+                    continue  # it is left out now: another one is the tracker
                 answer = reply.answers[0]
-                course.place = place_of(answer.place)
                 if not answer.wait:
+                    course.place = place_of(answer.place)
                     course.routes = tuple(tuple(route) for route in answer.routes)
                     course.stale = False
                     return
@@ -283,8 +287,7 @@ class RelayGuide:
         if reply is None or reply.renewal is None:
             return reply
         if reply.renewal.unknown:
-            for course in courses:
-                course.told = ""
+            self._forget_told(tracker.name)
         for course in new[:4096]:
             course.told = tracker.name
         self._give_digests({course.span.key for course in new})

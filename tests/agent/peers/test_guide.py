@@ -13,22 +13,25 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.content import Extent, ObjectRef
+from agent.peers import guide as guide_module
 from agent.peers.courses import Courses, group_of
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.guide import ASK_WITHIN, RelayGuide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
-from agent.peers.messages import SpanId
+from agent.peers.messages import Answer, SpanId
 from agent.peers.placement import tracker_of
+from agent.peers.relay import Place
 from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
-from agent.peers.wire import CALL, Batch, parse_batch
+from agent.peers.wire import CALL, Batch, Reply, answer_as, parse_batch
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import CHUNK, Serve, secret_file
 from tests.fakes.discovery import MemoryDiscovery
 from tests.fakes.raw_http import head
+from tests.harness.s3 import free_ports
 
 OWN = Peer("127.0.0.1:1", "127.0.0.1:1")
 FIRST = Extent(0, CHUNK)
@@ -173,3 +176,89 @@ async def test_a_new_tracker_hears_where_a_member_stands_with_its_first_ask(
     ((span, has, place),) = batch.announce
     assert (span, has) == (SpanId.of(ref.key, 0), 0)
     assert place is not None
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have routes waited for, however busy the machine is."""
+    monkeypatch.setattr(guide_module, "ASK_WITHIN", 10.0)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_where_a_tracker_is_gone_the_next_one_answers_the_same_reader(member: Member) -> None:
+    name = f"127.0.0.1:{free_ports(1)[0]}"
+    gone, holder = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
+    ref = next(
+        one
+        for one in objects()
+        if _tracker(one, gone, OWN, holder) == gone and _tracker(one, OWN, holder) == OWN
+    )
+    member.discovery.set([gone, holder])
+    member.tracking.answer(holder.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)]))
+    assert list(await member.guide.parents(ref, FIRST)) == [holder]
+
+
+async def announced_with_an_ask(heard: asyncio.Queue[Batch]) -> object:
+    """The first standing that a tracker is told in the same request as an ask: span, chunks, place."""
+    async with asyncio.timeout(10):
+        while True:
+            batch = await heard.get()
+            if batch.asks and batch.announce:
+                return batch.announce[0]
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_tracker_that_was_restarted_under_its_name_hears_the_place_that_it_gave(
+    member: Member, serve: Serve
+) -> None:
+    heard: asyncio.Queue[Batch] = asyncio.Queue()
+    lives = [Tracking(Tracker(SystemClock())) for _ in range(2)]
+
+    async def track(sender: str, body: bytes) -> bytes:
+        heard.put_nowait(parse_batch(body))
+        return await lives[0].call(sender, body)
+
+    served = await serve(calls={CALL: track})
+    tracker, other = Peer(served.address, served.address), Peer("127.0.0.1:2", "127.0.0.1:2")
+    ref = next(one for one in objects() if _tracker(one, tracker, OWN, other) == tracker)
+    member.discovery.set([tracker, other])
+    assert list(await member.guide.parents(ref, FIRST)) == []
+    for life in range(2):
+        if life:
+            del lives[0]
+        member.guide.failed(ref, FIRST, other, "silent")
+        await member.guide.parents(ref, FIRST)
+        assert await announced_with_an_ask(heard) == (SpanId.of(ref.key, 0), 0, (0, 0, 1, 0, 1))
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_member_that_has_to_wait_for_its_place_keeps_the_one_it_had_for_the_next_tracker(
+    member: Member, serve: Serve
+) -> None:
+    heard: asyncio.Queue[Batch] = asyncio.Queue()
+    place = Place(0, 0, 1, 0, 1)
+    answers = [Answer(0.0, place, ()), Answer(0.01, None, ())]
+
+    async def first(sender: str, body: bytes) -> bytes:
+        asks = parse_batch(body).asks
+        found = [answer_as(answers.pop(0)) for _ in asks]
+        if asks and not answers:
+            member.discovery.set([second])
+        return Reply(answers=found).model_dump_json().encode()
+
+    async def then(sender: str, body: bytes) -> bytes:
+        heard.put_nowait(parse_batch(body))
+        return await Tracking(Tracker(SystemClock())).call(sender, body)
+
+    one, two = [await serve(name, calls={CALL: call}) for name, call in (("one", first), ("two", then))]
+    tracker, second = Peer(one.address, one.address), Peer(two.address, two.address)
+    ref = next(
+        ref
+        for ref in objects()
+        if _tracker(ref, tracker, OWN) == tracker and _tracker(ref, second, OWN) == second
+    )
+    member.discovery.set([tracker])
+    await member.guide.parents(ref, FIRST)
+    member.guide.failed(ref, FIRST, second, "silent")
+    await member.guide.parents(ref, FIRST)
+    assert await announced_with_an_ask(heard) == (SpanId.of(ref.key, 0), 0, (0, 0, 1, 0, 1))
