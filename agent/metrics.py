@@ -184,6 +184,10 @@ class Metrics:
             "headrace_peer_paths_left_total",
             "Times that a reader left a peer for the origin because that was quicker: no failure of a peer.",
         )
+        self.peer_routes_late = self._plain_counter(
+            "headrace_peer_routes_late_total",
+            "Times that a fetch went to the origin because the tracker had not answered in time.",
+        )
         self._declare_swarm()
         self.peer_refusals = self._plain_counter(
             "headrace_peer_refusals_total", "Requests at the peers' port that showed no good token."

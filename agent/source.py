@@ -28,7 +28,7 @@ class Sink(Protocol):
 
     @property
     def urgency(self) -> Urgency:
-        """Who wanted the chunk when its fetch began."""
+        """Who wants the chunk, by now: it may become more urgent while it is fetched."""
 
     @property
     def position(self) -> int:

@@ -168,7 +168,7 @@ class Filler:
             flight = self._flights[key] = self._new_flight(cached, chunk, urgency)
             flight.lane.push(flight)
         elif urgency < flight.urgency:
-            flight.urgency = urgency
+            flight.urgency = flight.landing.urgency = urgency
             if flight.queued:
                 flight.lane.push(flight)
         self._pump(flight.lane)
@@ -180,6 +180,7 @@ class Filler:
         lane = self._lanes.setdefault(budget.name, Lane(budget))
         extent = cached.extent(chunk)
         landing = Landing(cached.fd, extent)
+        landing.urgency = urgency
         cached.landings[chunk] = landing
         self._store.hold(cached)
         return Flight(cached, chunk, lane, landing, urgency, extent.length)
@@ -188,7 +189,6 @@ class Filler:
         while (job := lane.pop()) is not None:
             assert isinstance(job, Flight)
             job.state = State.FETCHING
-            job.landing.urgency = job.urgency
             job.started = self._clock.monotonic()
             job.task = asyncio.create_task(self._fill(job))
             # Not the task's own last lines: one that is cancelled before its first step runs none of them.
@@ -257,7 +257,7 @@ class Filler:
         cached, chunk = flight.cached, flight.chunk
         flight.state = State.PASSING
         landing = PassingLanding(cached.extent(chunk))
-        landing.urgency = flight.landing.urgency
+        landing.urgency = flight.urgency
         cached.landings[chunk] = landing
         cached.memory = (*cached.memory, landing)
         for waiter in flight.landing.dismiss():

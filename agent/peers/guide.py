@@ -92,7 +92,7 @@ class RelayGuide:
         """Whether this agent fetches an object as a member: then it fetches a chunk for its children too."""
         return self._courses.takes_part(ref.key)
 
-    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer]:
+    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
         self._courses.book(ref)
         if self._closing or not self._discovery.peers():
             return ()
@@ -100,9 +100,11 @@ class RelayGuide:
         if course.stale:
             asking = self._begin_to_ask(course)
             if not self._usable(course, chunk):
-                with contextlib.suppress(TimeoutError):
+                try:
                     async with timeout(self._clock, ASK_WITHIN):
                         await asyncio.wait([asking])
+                except TimeoutError:
+                    return self._usable(course, chunk) or None
         return self._usable(course, chunk)
 
     def _usable(self, course: Course, chunk: int) -> list[Peer]:

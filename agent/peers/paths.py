@@ -85,8 +85,10 @@ class Paths:
 class Path:
     """One stream from a peer: its bytes come in at `raw`, and go on into `sink` once they are right."""
 
-    def __init__(self, paths: Paths, peer: str, origin: str, raw: Sink, sink: Sink) -> None:
+    def __init__(self, paths: Paths, peer: str, origin: str, raw: Sink, sink: Sink, urgency: Urgency) -> None:
+        """`urgency` is who asked for the chunk first; `origin` where it comes from at last."""
         self._paths = paths
+        self._for_reader = urgency is Urgency.READER
         self._peer = peer
         self._origin = origin
         self._raw = raw
@@ -99,7 +101,7 @@ class Path:
     @property
     def look_every(self) -> float:
         """Seconds between two looks."""
-        return LOOK_FOR_READER if self._sink.urgency is Urgency.READER else LOOK_EVERY
+        return LOOK_FOR_READER if self._for_reader else LOOK_EVERY
 
     def look(self) -> None:
         """See what has come since the last look."""
@@ -116,7 +118,7 @@ class Path:
     def judge(self, within: float) -> None:
         """Raises TimeoutError for no unit within so many seconds, PeerSilent for nothing, PathSlower."""
         now, name = self._at, self._peer
-        if self._sink.urgency is Urgency.READER:
+        if self._for_reader:
             speed = self._paths.origins.get(self._origin, Speed()).rate
             left, anew = self._raw.end - self._raw_at, self._sink.end - self._sink_at
             if leaves(now - self._began, self._rate, left, anew, speed):

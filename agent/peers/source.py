@@ -47,16 +47,17 @@ PARENTS = (
 DIGEST_WITHIN = 2.0  # seconds that a unit which has arrived waits for its digest
 UNIT_WITHIN = 5.0  # seconds in which a peer brings a unit, on any of its streams
 PEERS_WITHIN = 10.0  # seconds for all parents of a chunk while none of them brings a unit
+ROUTES_WITHIN = 3.0  # seconds that what nobody waits for waits for its routes: a silent tracker and the next
 RESTS = 256  # heads' digests of unfinished units that are kept for the next attempt
 
 
 class Guide(Protocol):
     """Who knows whom to ask for what. Used on the loop."""
 
-    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer]:
+    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
         """The peers to ask for these bytes, the best first; none where the origin is to be asked.
 
-        Answers within tens of milliseconds, and never raises.
+        Answers within as long as a reader may wait, None where it is not known by then, and never raises.
         """
 
     def known(self, ref: ObjectRef, unit: int) -> bytes | None:
@@ -115,6 +116,7 @@ class PeerSource:
         """As the seam says; only the origin's errors and the store's are raised."""
         if sink.position == sink.end:
             return
+        first = sink.urgency
         if self._small is not None and not sink.position and self._small.takes(ref):
             found = await self._small.fetch(ref)
             if isinstance(found, bytes):
@@ -124,33 +126,42 @@ class PeerSource:
                 await self._origin.fetch(ref, sink)
                 return
         if (ref.key, sink.end) not in self.straight:
-            await self._from_peers(ref, sink)
+            await self._from_peers(ref, sink, first)
         if sink.position < sink.end:
             await self._from_origin(ref, sink)
 
-    async def _from_peers(self, ref: ObjectRef, sink: Sink) -> None:
+    async def _from_peers(self, ref: ObjectRef, sink: Sink, urgency: Urgency) -> None:
         patience = self._origin.budget(ref).deadline / 4  # three parents leave the origin a quarter
         give_up = self._clock.monotonic() + min(PEERS_WITHIN, 2 * patience)
         tried: set[str] = set()
         while len(tried) < PARENTS:
             # Asked anew after each: where one has failed the guide may know another in its place.
-            parents = await self._guide.parents(ref, _left(sink))
-            peer = next((one for one in parents if self._worth_asking(one, tried, sink.urgency)), None)
+            parents = await self._parents(ref, sink, min(ROUTES_WITHIN, patience))
+            peer = next((one for one in parents if self._worth_asking(one, tried, urgency)), None)
             if peer is None:
                 return
             tried.add(peer.name)
             before = sink.position
-            error = await self._from_peer(peer, ref, sink, min(UNIT_WITHIN, patience))
+            error = await self._from_peer(peer, ref, sink, min(UNIT_WITHIN, patience), urgency)
             late = sink.position == before and self._clock.monotonic() >= give_up
             if error is None or isinstance(error, (UnitUnknown, PathSlower)) or late:
                 return
+
+    async def _parents(self, ref: ObjectRef, sink: Sink, within: float) -> Sequence[Peer]:
+        """Whom to ask. A reader waits once for that, whatever nobody waits for a few times longer."""
+        give_up = self._clock.monotonic() + within
+        while (parents := await self._guide.parents(ref, _left(sink))) is None:
+            if sink.urgency <= Urgency.PEER or self._clock.monotonic() >= give_up:
+                self._metrics.peer_routes_late.inc()
+                return ()
+        return parents
 
     def _worth_asking(self, peer: Peer, tried: set[str], urgency: Urgency) -> bool:
         usable = peer.name not in tried and self._liveness.usable(peer.name)
         return usable and self._paths.worth_asking(peer.name, urgency)
 
     async def _from_peer(
-        self, peer: Peer, ref: ObjectRef, sink: Sink, within: float
+        self, peer: Peer, ref: ObjectRef, sink: Sink, within: float, urgency: Urgency
     ) -> HeadraceError | TimeoutError | None:
         """Why the peer did not bring all that was missing; None where it did."""
         wanted = _left(sink)
@@ -158,7 +169,7 @@ class PeerSource:
         if self._limit is not None:
             await self._limit.take(wanted.length)
         try:
-            await self._receive(peer, ref, sink, within)
+            await self._receive(peer, ref, sink, within, urgency)
         except StoreError:
             raise
         except PathSlower as slower:
@@ -175,12 +186,12 @@ class PeerSource:
         self._metrics.peer_bytes_received.inc(sink.position - wanted.offset)
         return error
 
-    async def _receive(self, peer: Peer, ref: ObjectRef, sink: Sink, within: float) -> None:
+    async def _receive(self, peer: Peer, ref: ObjectRef, sink: Sink, within: float, urgency: Urgency) -> None:
         """As `Path.judge` and `Engine.receive` raise."""
         loop = asyncio.get_running_loop()
         expected = functools.partial(self._expected, loop, ref)
         checked = CheckedSink(sink, ref.size, expected)
-        path = Path(self._paths, peer.name, self.budget(ref).name, checked, sink)
+        path = Path(self._paths, peer.name, self.budget(ref).name, checked, sink, urgency)
         receiving = asyncio.ensure_future(self._client.receive(peer, ref, checked))
         try:
             while not receiving.done():

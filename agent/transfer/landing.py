@@ -43,7 +43,7 @@ class Landing:
         """`fd` is the object's file, open for writing; it must outlive every `write`."""
         self._fd = fd
         self._extent = extent
-        self.urgency = Urgency.PRELOAD  # set by the filler before the fetch begins
+        self.urgency = Urgency.PRELOAD  # the filler sets it
         self._position = extent.offset
         self._allocated = False
         self._hash = xxhash.xxh3_128()

@@ -12,10 +12,14 @@ from agent.peers.units import UNIT, unit_digest
 
 
 class MemoryGuide:
-    """`parents_now` are given to whoever asks; a digest that is not in `digests` is waited for."""
+    """`parents_now` are given to whoever asks, `unknown` times later.
+
+    A digest that is not in `digests` is waited for.
+    """
 
     def __init__(self, *parents: Peer) -> None:
         self.parents_now: Sequence[Peer] = parents
+        self.unknown = 0  # times that whom to ask is not known in time
         self.digests: dict[tuple[str, int], bytes] = {}
         self.told: list[tuple[str, Extent, Peer | None]] = []
         self.blamed: list[tuple[Peer, Reason]] = []
@@ -26,7 +30,11 @@ class MemoryGuide:
         for offset in range(0, len(data), UNIT):
             self.made(ref, offset // UNIT, unit_digest(data[offset : offset + UNIT]))
 
-    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer]:
+    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
+        if self.unknown:
+            self.unknown -= 1
+            await asyncio.sleep(0)
+            return None
         return self.parents_now
 
     def known(self, ref: ObjectRef, unit: int) -> bytes | None:

@@ -91,7 +91,7 @@ class Stream:
         if known:
             self.paths.origin_took("s3", 10 << 20, 1.0)
         self._sink = MemorySink(0, CHUNK, urgency)
-        self._path = Path(self.paths, "peer", "s3", self._sink, self._sink)
+        self._path = Path(self.paths, "peer", "s3", self._sink, self._sink, urgency)
 
     def bring(self, count: int, seconds: float = 0.5) -> None:
         """So many bytes come in so many seconds, then the path is judged."""

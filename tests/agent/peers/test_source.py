@@ -259,6 +259,30 @@ async def test_a_reader_goes_on_from_the_origin_where_its_path_is_slower_and_nob
         assert len(asking.origin.fetches) == 2
 
 
+@pytest.mark.parametrize("urgency", Urgency)
+async def test_only_what_nobody_waits_for_waits_longer_for_its_routes(
+    asking: Asking, serve: Serve, urgency: Urgency
+) -> None:
+    served = await has(serve)
+    asking.guide.know(REF, DATA)
+    asking.guide.parents_now = [peer(served.port)]
+    asking.guide.unknown = 3
+    assert await asking.read(urgency=urgency) == DATA[:CHUNK]
+    waits = urgency in (Urgency.READER, Urgency.PEER)
+    assert asking.from_origin == (CHUNK if waits else 0)
+    assert asking.metrics.peer_routes_late._value.get() == waits
+
+
+async def test_routes_that_never_come_cost_a_bounded_time(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "ROUTES_WITHIN", 0.05)
+    asking.guide.unknown = 1 << 60
+    assert await asking.read() == DATA[:CHUNK]
+    assert asking.from_origin == CHUNK
+    assert asking.metrics.peer_routes_late._value.get() == 1
+
+
 async def test_a_unit_whose_digest_is_not_told_in_time_is_asked_of_the_origin(
     asking: Asking, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
