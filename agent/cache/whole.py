@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 PIECE = 1 << 20  # bytes that are hashed at once
 SHARE = 4.0  # in the background it rests so many times as long as it worked
 SHORTEST_REST = 0.05  # seconds
+SETTLED = 1.0  # seconds after its last fetch: who reads it for the first time should have the CPU
 QUEUE = 10_000  # objects that wait for their check; those beyond are checked when they are to be promoted
 
 
@@ -57,7 +58,8 @@ class WholeObjects:
         self._clock = clock
         self._metrics = metrics
         self._refused: set[str] = set()
-        self._queue: OrderedDict[str, ObjectRef] = OrderedDict()
+        # In the order of their last fetches, each with its time.
+        self._queue: OrderedDict[str, tuple[ObjectRef, float]] = OrderedDict()
         self._queued = asyncio.Event()
         self._checks: dict[str, asyncio.Task[bool]] = {}
         self._task: asyncio.Task[None] | None = None
@@ -90,8 +92,8 @@ class WholeObjects:
                 f"{ref.uri}: its bytes do not have the checksum that its origin states; write it anew there"
             )
         await self._source.fetch(ref, sink)
-        if len(self._queue) < QUEUE:
-            self._queue[ref.key] = ref
+        if self._queue.pop(ref.key, None) or len(self._queue) < QUEUE:
+            self._queue[ref.key] = (ref, self._clock.monotonic())
             self._queued.set()
 
     async def verify(self, directory: Directory, refs: Iterable[ObjectRef]) -> bool:
@@ -117,11 +119,15 @@ class WholeObjects:
     async def _run(self) -> None:
         while True:
             await self._queued.wait()
+            key, (ref, fetched) = next(iter(self._queue.items()))
             began = self._clock.monotonic()
-            key, ref = self._queue.popitem(last=False)
+            if began < fetched + SETTLED:
+                await self._clock.sleep(fetched + SETTLED - began)
+                continue
+            del self._queue[key]
             found = self._store.found(key)
             if found is not None and found[0].landings:
-                self._queue[key] = ref  # it is arriving still: later
+                self._queue[key] = (ref, began)  # it is arriving still: later
             elif found is not None and found[0].complete:
                 with suppress(HeadraceError):  # it is asked again when it is to be promoted
                     await self.check(ref)

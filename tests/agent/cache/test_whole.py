@@ -13,7 +13,7 @@ import pytest
 
 from agent.cache.fill import Filler
 from agent.cache.repair import Repairs
-from agent.cache.whole import WholeObjects
+from agent.cache.whole import SETTLED, WholeObjects
 from agent.content import ObjectRef
 from agent.errors import ChecksumDiffers, HeadraceError, OriginUnavailable
 from agent.metrics import Metrics
@@ -21,6 +21,7 @@ from agent.source import Checksum
 from tests.agent.cache.conftest import CHUNK, TappedStore, open_store
 from tests.fakes.clock import ManualClock
 from tests.fakes.source import MemorySource
+from tests.harness.sink import MemorySink
 
 DATA = random.Random(4).randbytes(2 * CHUNK + 5)
 REF = ObjectRef("s3://bucket/object", "v1", len(DATA))
@@ -116,6 +117,17 @@ async def test_a_complete_object_is_checked_in_the_background(node: Node) -> Non
             break
         node.clock.advance(await node.clock.next_sleep())
     assert node.source.asked == 1
+
+
+async def test_one_that_has_just_been_fetched_is_left_to_its_readers_first(node: Node) -> None:
+    node.source.stated = RIGHT
+    await node.fill()
+    assert await node.clock.next_sleep() == SETTLED
+    node.clock.advance(SETTLED / 2)
+    await node.whole.fetch(REF, MemorySink(0, CHUNK))
+    node.clock.advance(SETTLED / 2)
+    assert await node.clock.next_sleep() == SETTLED / 2
+    assert not node.source.asked
 
 
 async def test_one_that_differs_is_fetched_again_once_and_then_refused(node: Node, tmp_path: Path) -> None:
