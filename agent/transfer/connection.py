@@ -25,7 +25,7 @@ from agent.transfer.request import Endpoint
 
 HEAD_LIMIT = 64 * 1024
 PIECE = 1024 * 1024
-# The first pieces of a response are small, so that the first reader of a cold file does not wait for a MiB.
+# The first pieces of a response that a reader waits for are small, so that it does not wait for a MiB.
 FIRST_PIECES = (128 * 1024, 128 * 1024, 256 * 1024, 512 * 1024)
 Watch = Callable[[Callable[[], None] | None], None]
 STALLED = (BlockingIOError, TimeoutError)  # of SO_RCVTIMEO, of Python's own timeout

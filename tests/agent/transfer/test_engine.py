@@ -16,6 +16,8 @@ import pytest
 from agent.clock import SystemClock
 from agent.content import Extent
 from agent.errors import OriginUnavailable
+from agent.source import Urgency
+from agent.transfer.connection import FIRST_PIECES, PIECE
 from agent.transfer.engine import Engine
 from agent.transfer.request import Endpoint
 from tests.agent.transfer.asking import (
@@ -38,6 +40,24 @@ async def test_a_range_arrives(engine: Engine, extent: Extent) -> None:
     with RawServer([right(extent)]) as server:
         assert await take(engine, ranged(server, extent)) == bytes_of(extent)
         assert server.requests[0].startswith(b"GET /bucket/object?X-Amz-Signature=secret HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("urgency", list(Urgency))
+async def test_only_what_a_reader_waits_for_comes_in_small_pieces_at_first(
+    engine: Engine, urgency: Urgency
+) -> None:
+    extent = Extent(0, 2_000_000)
+    lengths: list[int] = []
+
+    class Listing(MemorySink):
+        def write(self, data: memoryview) -> None:
+            lengths.append(len(data))
+            super().write(data)
+
+    with RawServer([right(extent)]) as server:
+        await engine.receive(ranged(server, extent), Listing(extent.offset, extent.end, urgency))
+    first = list(FIRST_PIECES) if urgency <= Urgency.PEER else [PIECE]
+    assert lengths == [*first, extent.length - PIECE]
 
 
 async def test_connections_are_kept_and_used_again(engine: Engine) -> None:
@@ -87,7 +107,7 @@ class HeldSink(MemorySink):
     """A sink whose first write reports to the loop and then waits to be let go."""
 
     def __init__(self, extent: Extent) -> None:
-        super().__init__(extent.offset, extent.end)
+        super().__init__(extent.offset, extent.end, Urgency.READER)
         self.reached = asyncio.Event()
         self.go_on = threading.Event()
         self.inside = False
