@@ -158,7 +158,7 @@ class Site:
         await self.drive(self.evictor.close())
         await self.drive(self.store.close())
         self.alive = False
-        assert self.faults == []
+        assert self.faults == [], self.faults
 
     async def drive(self, work: Coroutine[Any, Any, T]) -> T:
         """Do some work to its end; the clock moves on where it waits."""
