@@ -179,7 +179,7 @@ class Filler:
         budget = self._source.budget(cached.ref)
         lane = self._lanes.setdefault(budget.name, Lane(budget))
         extent = cached.extent(chunk)
-        landing = Landing(cached.fd, extent)
+        landing = Landing(cached.fd, extent, cached.writing)
         landing.urgency = urgency
         cached.landings[chunk] = landing
         self._store.hold(cached)

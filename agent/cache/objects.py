@@ -57,6 +57,7 @@ class CachedObject:
         # Chunks that are passed through without being kept: those that are whole, and all that may be read.
         self.passing: dict[int, PassingLanding] = {}
         self.memory: tuple[PassingLanding, ...] = ()
+        self.writing = threading.Lock()  # whoever writes to the file takes its turn (Landing)
         self.granted: set[int] = set()  # chunks that the swarm writes: nobody else fills them meanwhile
         self.unreadable: set[int] = set()  # chunks that the disk did not give back: not kept there again
         self.last_use = 0
