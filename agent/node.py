@@ -187,6 +187,11 @@ class Node:
         warmings = () if self._warmings is None else self._warmings.all()
         return [await self._warming_view(one) for one in warmings]
 
+    async def warmed(self, warming: str) -> WarmingView:
+        if self._warmings is None:
+            raise ObjectMissing(f"there is no warming {warming!r}")
+        return await self._warming_view(await self._warmings.ended(warming))
+
     def counters(self) -> dict[str, float]:
         return self._metrics.counters()
 
@@ -384,7 +389,7 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
             stack.push_async_callback(cluster.leave)
             swarming = cluster.swarming
         if swarming is not None:
-            warmings = SwarmWarmings(swarming, store, origins.resolve)
+            warmings = SwarmWarmings(swarming, store, origins.resolve, clock)
             stack.push_async_callback(warmings.close)
             store.before_removal = _both(swarming.end, store.before_removal)
             store.before_emptying = swarming.end

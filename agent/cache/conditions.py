@@ -89,8 +89,8 @@ class Conditions:
                 self.mark(directory, error)
                 continue
             if directory.state is not State.OK and self._has_room(directory):
-                log.warning("%s is well again", directory.path)
                 self._set(directory, State.OK, "")
+                log.warning("%s is well again", directory.path)
 
     def _has_room(self, directory: Directory) -> bool:
         try:

@@ -3,9 +3,10 @@
     GET /v1/status                             GET /v1/counters
     GET /v1/datasets                           GET /v1/datasets/{revision}/objects?after=PATH&limit=N
     GET /v1/pins     POST /v1/pins {"revision", "until", "reason"} DELETE /v1/pins/{pin}
-    GET /v1/warmings POST /v1/warmings {"uri"}
+    GET /v1/warmings POST /v1/warmings {"uri"} GET /v1/warmings/{warming}/end
     GET /v1/mounts   POST /v1/mounts {"uri", ...} DELETE /v1/mounts/{mount}
 
+`/end` is answered at the end of the warming, or after half a minute.
 Errors of the agent become an HTTP status here, once, and a body {"error", "message"} of one redacted line.
 Paths that are no UTF-8 travel as lone surrogates (`\\udcff`), in queries as the bytes that they stand for; so
 answers are written by `json`: pydantic's own writer refuses those.
@@ -81,6 +82,7 @@ class Controlled(Protocol):
     def pins(self) -> Sequence[PinView]: ...
     async def warm(self, request: WarmRequest) -> WarmingView: ...
     async def warmings(self) -> Sequence[WarmingView]: ...
+    async def warmed(self, warming: str) -> WarmingView: ...
     def counters(self) -> dict[str, float]: ...
 
 
@@ -100,6 +102,7 @@ def application(controlled: Controlled) -> web.Application:
     app.router.add_delete("/v1/pins/{pin}", api.unpin)
     app.router.add_get("/v1/warmings", api.warmings)
     app.router.add_post("/v1/warmings", api.warm)
+    app.router.add_get("/v1/warmings/{warming}/end", api.warmed)
     return app
 
 
@@ -152,6 +155,9 @@ class _Api:
 
     async def warm(self, request: web.Request) -> web.Response:
         return _json(await self._controlled.warm(_asked(WarmRequest, await _body(request))))
+
+    async def warmed(self, request: web.Request) -> web.Response:
+        return _json(await self._controlled.warmed(request.match_info["warming"]))
 
 
 async def _body(request: web.Request) -> bytes:

@@ -102,6 +102,10 @@ class AdminClient:
         """What is warmed and was warmed, the oldest first."""
         return await self._get("/v1/warmings", TypeAdapter(list[WarmingView]))
 
+    async def warmed(self, warming: str) -> WarmingView:
+        """Wait for the end of a warming; after half a minute it may be running still."""
+        return await self._get(f"/v1/warmings/{quote(warming, safe='')}/end", TypeAdapter(WarmingView))
+
     async def _get(self, path: str, adapter: TypeAdapter[T]) -> T:
         return _parsed(adapter, await self._ask("GET", path))
 

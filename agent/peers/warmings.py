@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections import OrderedDict
@@ -10,8 +11,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from agent.cache.store import Store
+from agent.clock import Clock, timeout
 from agent.content import Dataset
-from agent.errors import BadRequest, HeadraceError
+from agent.errors import BadRequest, HeadraceError, ObjectMissing
 from agent.peers.swarming import Swarming
 
 log = logging.getLogger(__name__)
@@ -19,6 +21,7 @@ log = logging.getLogger(__name__)
 Resolve = Callable[[str], Awaitable[Dataset]]
 
 MOST = 64  # that are remembered; and no more are under way at a time
+WAITED = 30.0  # seconds; who waits longer for an end asks again
 
 
 @dataclass(eq=False, slots=True)
@@ -40,11 +43,12 @@ class SwarmWarming:
 class SwarmWarmings:
     """Those of one agent. Loop only."""
 
-    def __init__(self, swarming: Swarming, store: Store, resolve: Resolve) -> None:
+    def __init__(self, swarming: Swarming, store: Store, resolve: Resolve, clock: Clock) -> None:
         """`resolve` lists a URI at its origin with the agent's own credentials."""
         self._swarming = swarming
         self._store = store
         self._resolve = resolve
+        self._clock = clock
         self._warmings: OrderedDict[str, SwarmWarming] = OrderedDict()
 
     async def begin(self, uri: str) -> SwarmWarming:
@@ -69,6 +73,16 @@ class SwarmWarmings:
     def all(self) -> list[SwarmWarming]:
         """The oldest first."""
         return list(self._warmings.values())
+
+    async def ended(self, name: str) -> SwarmWarming:
+        """Wait for the end of one, WAITED at most. Raises ObjectMissing."""
+        if name not in self._warmings:
+            raise ObjectMissing(f"there is no warming {name!r}")
+        found = self._warmings[name]
+        with contextlib.suppress(TimeoutError):
+            async with timeout(self._clock, WAITED):
+                await asyncio.wait([found.task])
+        return found
 
     async def close(self) -> None:
         """End what is under way; what came of it stays."""

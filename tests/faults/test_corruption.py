@@ -15,7 +15,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import pytest
 from deploy.local.layout import AgentSettings
 from deploy.local.process import StackError
 from deploy.local.stack import CHECKOUT, LocalStack
+from tests.harness.lines import await_line
 from tests.harness.reading import read
 from tests.harness.s3 import SeaweedS3
 
@@ -95,10 +95,7 @@ class Site:
 
     def awaited(self, kind: str, count: float) -> None:
         """Wait until so much damage was found."""
-        deadline = time.monotonic() + WITHIN
-        while (found := self.damage(kind)) < count:
-            assert time.monotonic() < deadline, found
-            subprocess.run(["sleep", "0.05"], check=True)
+        await_line(self.stack.process("agent").log, lambda: self.damage(kind) >= count, WITHIN)
 
 
 @pytest.fixture(scope="module")

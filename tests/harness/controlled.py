@@ -37,7 +37,7 @@ class InMemoryAgent:
         self.failure: BaseException | None = None
         self.known: dict[str, MountView] = {}
         self.pinned: dict[str, PinView] = {}
-        self.warmed: list[WarmingView] = []
+        self.begun: list[WarmingView] = []
         self.requests: list[MountRequest] = []
 
     async def status(self) -> StatusView:
@@ -92,15 +92,22 @@ class InMemoryAgent:
 
     async def warm(self, request: WarmRequest) -> WarmingView:
         self._fail()
-        name = f"w{len(self.warmed)}"
+        name = f"w{len(self.begun)}"
         view = WarmingView(
             id=name, uri=request.uri, revision=DATASET.revision, state="running", bytes=50, bytes_present=20
         )
-        self.warmed.append(view)
+        self.begun.append(view)
         return view
 
     async def warmings(self) -> Sequence[WarmingView]:
-        return self.warmed
+        return self.begun
+
+    async def warmed(self, warming: str) -> WarmingView:
+        self._fail()
+        view = next((one for one in self.begun if one.id == warming), None)
+        if view is None:
+            raise ObjectMissing(f"no warming {warming!r}")
+        return view.model_copy(update={"state": "done", "bytes_present": view.bytes})
 
     def counters(self) -> dict[str, float]:
         return {"headrace_mounts": 1.0}

@@ -6,14 +6,13 @@ import asyncio
 import hashlib
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from deploy.local.layout import AgentSettings
 from deploy.local.stack import LocalStack
 from tests.harness import chunk_reader
 from tests.harness.disk import least_free, small_disk
+from tests.harness.lines import await_line
 from tests.harness.reading import digests, read, start_reader
 from tests.harness.s3 import SeaweedS3
 
@@ -220,7 +220,6 @@ def failing(pid: int, calls: str) -> Iterator[None]:
     command = [
         "strace",
         "-f",
-        "-qq",
         "-e",
         f"trace={calls}",
         "-e",
@@ -232,7 +231,7 @@ def failing(pid: int, calls: str) -> Iterator[None]:
         assert tracing.stderr is not None
         drained = threading.Thread(target=lambda: deque(tracing.stderr or (), 0))
         try:
-            _until(lambda: _traced(pid), within=10)
+            assert "attached" in tracing.stderr.readline()  # with all threads
             drained.start()
             yield
         finally:
@@ -254,7 +253,7 @@ def test_writes_that_fail_are_read_past_and_the_directory_is_used_again_without_
         with failing(stack.process("agent").pid, "pwrite64"):
             assert read("sequential", mount / "one") == expected
             assert stack.metrics()[failed] == 1
-        _until(lambda: not stack.metrics()[failed], within=30)
+        await_line(stack.process("agent").log, lambda: not stack.metrics()[failed], within=30)
         passed = stack.metrics()["headrace_passing_bytes_total"]
         assert passed >= 10 * MIB
         assert read("sequential", mount / "two") == expected
@@ -275,16 +274,3 @@ def test_what_the_disk_does_not_give_back_is_read_from_the_origin(seaweed: Seawe
         passed = stack.metrics()["headrace_passing_bytes_total"]
         assert passed >= before["headrace_passing_bytes_total"] + len(ORDER) * MIB
         stack.umount(mount)
-
-
-def _traced(pid: int) -> bool:
-    """Whether all threads of a process are traced (proc(5), TracerPid)."""
-    states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
-    return all("TracerPid:\t0\n" not in state for state in states)
-
-
-def _until(true: Callable[[], bool], within: float) -> None:
-    give_up = time.monotonic() + within
-    while not true():
-        assert time.monotonic() < give_up, "it did not come about in time"
-        select.select([], [], [], 0.05)

@@ -297,6 +297,9 @@ async def test_a_dataset_is_warmed_on_request_and_listed(
     warming = await client.warm("s3://models/x")
     assert (warming.uri, warming.state, warming.bytes_present) == ("s3://models/x", "running", 20)
     assert await client.warmings() == [warming]
+    assert ((ended := await client.warmed(warming.id)).state, ended.bytes_present) == ("done", 50)
+    with pytest.raises(AdminError, match="no warming"):
+        await client.warmed("another")
     async with raw.post("/v1/warmings", json={"uri": ""}) as answer:
         assert answer.status == 400
-    assert len(agent.warmed) == 1
+    assert len(agent.begun) == 1

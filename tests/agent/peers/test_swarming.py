@@ -73,12 +73,6 @@ async def warm(*members: Member) -> None:
         await asyncio.gather(*(one.swarming.warm(REFS) for one in members))
 
 
-async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WITHIN):
-        while not true():  # noqa: ASYNC110 - what is waited for happens inside of libtorrent
-            await asyncio.sleep(0.01)
-
-
 def is_there_or_open(path: Path) -> bool:
     """Whether a file is there, or this process has it open without its name."""
     return path.exists() or any(str(path) in os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir())
@@ -196,16 +190,31 @@ def infohash() -> bytes:
     return hashlib.sha1(libtorrent.bencode(cast(Any, info))).digest() + os.urandom(20)
 
 
+class Came:
+    """The pieces that came to somebody."""
+
+    def __init__(self, pieces: int) -> None:
+        self.missing = set(range(pieces))
+        self.any = False
+        self.all = asyncio.Event()
+
+    def __call__(self, piece: int) -> None:
+        self.any = True
+        self.missing.discard(piece)
+        if not self.missing:
+            self.all.set()
+
+
 @asynccontextmanager
-async def knowing(directory: Path, host: str, port: int) -> AsyncIterator[set[int]]:
-    """Somebody who knows all that a member knows, at an address; the pieces that came to him."""
+async def knowing(directory: Path, host: str, port: int) -> AsyncIterator[Came]:
+    """Somebody who knows all that a member knows, at an address."""
     layout = Layout(sets_of(REFS)[0], CHUNK)
     names = {file: f"{host}-{number}" for file, number in enumerate(layout.files()) if number is not None}
-    swarm, came = await Swarm.start(host, 0), set[int]()
+    swarm, came = await Swarm.start(host, 0), Came(layout.pieces)
     swarm.admit([address_of(0)])
     none, every = [False] * layout.pieces, [True] * layout.pieces
     paths = {file: directory / name for file, name in names.items()}
-    torrent = swarm.add(metainfo(layout), paths, none, every, came.add)
+    torrent = swarm.add(metainfo(layout), paths, none, every, came)
     torrent.connect(address_of(0), port)
     yield came
     await swarm.close()
@@ -222,8 +231,8 @@ async def test_an_outsider_who_knows_all_gets_nothing_where_a_member_gets_all(
         knowing(tmp_path, "127.0.0.9", port) as outside,
         knowing(tmp_path, address_of(2), port) as inside,
     ):
-        await until(lambda: len(inside) == Layout(sets_of(REFS)[0], CHUNK).pieces)
-        assert not outside
+        await asyncio.wait_for(inside.all.wait(), WITHIN)
+        assert not outside.any
 
 
 async def answer_to(host: str, address: tuple[str, int], sent: bytes) -> bytes:
@@ -272,10 +281,12 @@ async def test_what_is_being_warmed_is_claimed_and_not_filled_by_others(
     first, second = await members.start(0), await members.start(1)
     await keep_all(first)
     # The first knows the second as nobody: it lets it learn the hashes, and not into the swarm.
-    monkeypatch.setattr(Torrent, "connect", lambda *_: None)
+    in_swarm = asyncio.Event()
+    monkeypatch.setattr(Torrent, "connect", lambda *_: in_swarm.set())
     warming = asyncio.create_task(warm(second))
     cached = await second.store.acquire(REFS[0])
-    await until(lambda: bool(cached.granted))
+    await asyncio.wait_for(in_swarm.wait(), WITHIN)
+    assert cached.granted
     assert second.swarming.claimed() == {ref.key for ref in REFS}
     assert not second.filler.preload(cached, 0, object(), lambda error: None)
     with pytest.raises(StoreFailed, match="the swarm brings"):
