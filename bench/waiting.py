@@ -30,7 +30,7 @@ SETTINGS = AgentSettings(patience="10min", origins={"http://": {"max_connections
 
 
 @contextlib.contextmanager
-def _origin() -> Iterator[str]:
+def held_origin() -> Iterator[str]:
     command = [sys.executable, "-m", "bench.held_server", str(READERS)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT)
     try:
@@ -75,8 +75,9 @@ def _readers(stack: LocalStack, mount: Path) -> Iterator[None]:
             reader.wait(10)
 
 
-def _measure(mount: Path) -> Measure:
-    job = {"way": "uncached", "path": str(mount / "warm"), "times": TIMES}
+def warm_reads(mount: Path, times: int = TIMES) -> Measure:
+    """So many passes over what is present of `warm`, through the agent."""
+    job = {"way": "uncached", "path": str(mount / "warm"), "times": times}
     run_program("bench.readers", {**job, "times": 1})  # fills what is read from now on
     return lambda _: run_program("bench.readers", job)
 
@@ -84,10 +85,13 @@ def _measure(mount: Path) -> Measure:
 @contextlib.contextmanager
 def _open(site: Site, options: Options) -> Iterator[Subjects]:
     with contextlib.ExitStack() as stack:
-        uri = stack.enter_context(_origin())
+        uri = stack.enter_context(held_origin())
         _, alone = stack.enter_context(_mounted(site, uri))
         crowded, beside = stack.enter_context(_mounted(site, uri))
-        subjects: dict[str, Measure | None] = {"nobody waits": _measure(alone), HEADRACE: _measure(beside)}
+        subjects: dict[str, Measure | None] = {
+            "nobody waits": warm_reads(alone),
+            HEADRACE: warm_reads(beside),
+        }
         stack.enter_context(_readers(crowded, beside))
         yield subjects
 
