@@ -11,6 +11,7 @@ command cannot come across one.
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 import stat
@@ -57,7 +58,12 @@ def _mount(*arguments: str | Path) -> None:
 def _forget_headrace_mounts() -> None:
     for entry in reversed(mount_entries()):
         if entry.ours:
-            unmount(entry.point, MNT_DETACH | UMOUNT_NOFOLLOW)
+            try:
+                unmount(entry.point, MNT_DETACH | UMOUNT_NOFOLLOW)
+            except OSError as error:
+                # Whoever removes a mount point elsewhere takes what is mounted on it from every namespace.
+                if error.errno not in (errno.ENOENT, errno.EINVAL):
+                    raise
 
 
 def _become(user: str, command: Sequence[str]) -> None:
