@@ -30,6 +30,6 @@ def test_a_quick_run_measures_headrace_and_the_limit_in_every_workload(tmp_path:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 0, ended.stderr
     workloads = json.loads(result.read_text())["workloads"]
-    assert len(workloads) == 14
+    assert len(workloads) == 15
     for workload in workloads:
         assert {workload["limit"], "headrace"} <= set(workload["rounds"][0]), workload["notes"]
