@@ -22,6 +22,11 @@ class Urgency(enum.IntEnum):
     PREFETCH = 2
     PRELOAD = 3
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a reader waits, of this agent or of another."""
+        return self <= Urgency.PEER
+
 
 class Sink(Protocol):
     """Where the bytes of one chunk go, in order; called from any one thread at a time."""

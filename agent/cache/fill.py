@@ -168,7 +168,7 @@ class Filler:
             flight = self._flights[key] = self._new_flight(cached, chunk, urgency)
             flight.lane.push(flight)
         elif urgency < flight.urgency:
-            flight.urgency = flight.landing.urgency = urgency
+            flight.landing.urgency = urgency
             if flight.queued:
                 flight.lane.push(flight)
         self._pump(flight.lane)
@@ -183,7 +183,7 @@ class Filler:
         landing.urgency = urgency
         cached.landings[chunk] = landing
         self._store.hold(cached)
-        return Flight(cached, chunk, lane, landing, urgency, extent.length)
+        return Flight(cached, chunk, lane, landing, extent.length)
 
     def _pump(self, lane: Lane) -> None:
         while (job := lane.pop()) is not None:

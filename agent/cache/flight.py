@@ -55,7 +55,6 @@ class Flight:
     chunk: int
     lane: Lane
     landing: Landing
-    urgency: Urgency
     length: int
     state: State = State.QUEUED
     readers: list[Reader] = field(default_factory=list)
@@ -68,6 +67,10 @@ class Flight:
     task: asyncio.Task[None] | None = None
     error: OriginUnavailable | None = None
     told: list[Callable[[HeadraceError | None], None]] = field(default_factory=list)
+
+    @property
+    def urgency(self) -> Urgency:
+        return self.landing.urgency
 
     @property
     def queued(self) -> bool:

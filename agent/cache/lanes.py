@@ -15,9 +15,10 @@ SHARE = {Urgency.READER: 1.0, Urgency.PEER: 0.875, Urgency.PREFETCH: 0.75, Urgen
 class Job(Protocol):
     """Something to start; `queued` turns false when it is started or given up."""
 
-    urgency: Urgency
     length: int
 
+    @property
+    def urgency(self) -> Urgency: ...
     @property
     def queued(self) -> bool: ...
 

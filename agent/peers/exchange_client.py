@@ -22,7 +22,7 @@ from agent.peers.protocol import (
 )
 from agent.peers.token import Bound, Tokens, body_digest
 from agent.peers.units import UNIT
-from agent.source import Sink, Urgency
+from agent.source import Sink
 from agent.transfer.engine import Engine
 from agent.transfer.request import Endpoint, RangedGet
 
@@ -64,7 +64,7 @@ class ExchangeClient:
             OBJECT_HEADER: object_name(ref),
             "Range": range_header(extent),
         }
-        if sink.urgency <= Urgency.PEER:
+        if sink.urgency.awaited:
             headers[URGENT_HEADER] = URGENT
         get = RangedGet(
             endpoint=_endpoint(peer.address),

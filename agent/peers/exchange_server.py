@@ -173,13 +173,13 @@ class Exchange:
         owner = object()
         urgency = Urgency.PEER if request.headers.get(URGENT_HEADER) == URGENT else Urgency.PREFETCH
         try:
-            if self._helper is not None and (urgency is Urgency.PEER or not here(cached, extent)):
+            if self._helper is not None and (urgency.awaited or not here(cached, extent)):
                 self._helper.bring(cached, extent, owner, urgency)
             if not here(cached, extent):
                 return web.Response(status=404)
             if self._helper is not None:
                 await self._helper.vouch(cached, extent)
-            return await self._stream(request, cached, extent, urgency is Urgency.PEER)
+            return await self._stream(request, cached, extent, urgency.awaited)
         finally:
             if self._helper is not None:
                 self._helper.disown(owner)

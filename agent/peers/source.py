@@ -151,7 +151,7 @@ class PeerSource:
         """Whom to ask. A reader waits once for that, whatever nobody waits for a few times longer."""
         give_up = self._clock.monotonic() + within
         while (parents := await self._guide.parents(ref, _left(sink))) is None:
-            if sink.urgency <= Urgency.PEER or self._clock.monotonic() >= give_up:
+            if sink.urgency.awaited or self._clock.monotonic() >= give_up:
                 self._metrics.peer_routes_late.inc()
                 return ()
         return parents

@@ -28,7 +28,7 @@ from agent.errors import (
     OriginUnavailable,
     VersionChanged,
 )
-from agent.source import Sink, Urgency
+from agent.source import Sink
 from agent.transfer.connection import FIRST_PIECES, PIECE, Connection, ResponseHead
 from agent.transfer.request import Endpoint, RangedGet, Redirected
 
@@ -112,7 +112,7 @@ class Engine:
     def _take_body(self, get: RangedGet, sink: Sink, connection: Connection, head: ResponseHead) -> None:
         length = get.extent.length
         buffer = self._buffer()[: get.piece]
-        first = FIRST_PIECES if get.piece == PIECE and sink.urgency <= Urgency.PEER else ()
+        first = FIRST_PIECES if get.piece == PIECE and sink.urgency.awaited else ()
         body = connection.chunked_body(length) if head.chunked else connection.body(length, buffer, first)
         for piece in body:
             sink.write(piece)
