@@ -7,9 +7,6 @@ the agents' admin sockets are reached from outside, by their paths.
 
 from __future__ import annotations
 
-import json
-import os
-import pwd
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +18,13 @@ from typing import TypeVar
 
 from deploy.local.layout import AgentSettings, parent_directory
 from deploy.local.network import Host, Network
+from deploy.local.peering import peers_table, write_secret
 from deploy.local.s3 import SeaweedS3
 from deploy.local.signals import deferred_signals, sigterm_raises
 from deploy.local.stack import LocalStack
 
 T = TypeVar("T")
 
-AGENT_USER = "nobody"
 PORT = 7411
 AT_ONCE = 4  # nodes that are started at a time
 
@@ -109,14 +106,10 @@ class LocalCluster:
         with self.origin.namespace.inside():
             server = SeaweedS3(self.directory / "s3", address=self.origin.address)
             self.s3 = self._stack.enter_context(server)
-        secret = _secret(self.directory / "peer-secret")
-        addresses = json.dumps([f"{host.address}:{PORT}" for host in hosts])
-        for host in hosts:
-            peers = (
-                f'[peers]\nlisten = "{host.address}:{PORT}"\ndiscovery = "static"\n'
-                f'addresses = {addresses}\nsecret_file = "{secret}"\n'
-            )
-            extra = peers + self._settings.extra
+        secret = write_secret(self.directory / "peer-secret")
+        addresses = [f"{host.address}:{PORT}" for host in hosts]
+        for host, address in zip(hosts, addresses, strict=True):
+            extra = peers_table(address, addresses, secret) + self._settings.extra
             settings = replace(self._settings, name=f"node-{host.number}", extra=extra)
             with deferred_signals(), host.namespace.inside():
                 stack = LocalStack(settings, s3=self.s3)
@@ -130,14 +123,6 @@ class LocalCluster:
         node.stack.start_agent()
         if self._serve:
             node.stack.start_serve()
-
-
-def _secret(path: Path) -> Path:
-    path.touch(mode=0o600)
-    path.write_text(os.urandom(32).hex() + "\n")
-    identity = pwd.getpwnam(AGENT_USER)
-    os.chown(path, identity.pw_uid, identity.pw_gid)
-    return path
 
 
 @contextmanager

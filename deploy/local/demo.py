@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -27,6 +26,7 @@ from rich.table import Table
 from agent.control.client import AdminClient, AdminError
 from deploy.local.layout import AgentSettings
 from deploy.local.loader import Loaded, files_of, hashes
+from deploy.local.peering import peers_table, write_secret
 from deploy.local.process import StackError
 from deploy.local.s3 import free_ports
 from deploy.local.signals import sigterm_raises
@@ -104,7 +104,7 @@ class Demo:
         """All steps. Raises DemoFailed, StackError."""
         model = model_directory()
         self._say(f"starting an S3 server, holder, agent and CSI service in {self._stack.layout.root}")
-        write_secret(self._secret, self._stack.layout.store)
+        write_secret(self._secret)
         self._stack.start()
         self._say(f"uploading {model.name} of {PACKAGE} to {URI}")
         self._upload(model)
@@ -125,10 +125,7 @@ class Demo:
 
     def _settings(self, number: int) -> AgentSettings:
         """Of one of the three nodes, which know each other."""
-        peers = (
-            f'[peers]\nlisten = "{self._addresses[number]}"\ndiscovery = "static"\n'
-            f'addresses = {json.dumps(self._addresses)}\nsecret_file = "{self._secret}"\nswarm = true\n'
-        )
+        peers = peers_table(self._addresses[number], self._addresses, self._secret) + "swarm = true\n"
         return AgentSettings(name=f"node-{number + 1}", extra=peers)
 
     def _first_node(self, model: Path) -> list[Row]:
@@ -178,13 +175,6 @@ class Demo:
 
     def _say(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
-
-
-def write_secret(path: Path, owner: Path) -> None:
-    """A secret for the nodes, for the user whose directory `owner` is."""
-    path.touch(mode=0o600)
-    path.write_text(os.urandom(32).hex())
-    os.chown(path, owner.stat().st_uid, owner.stat().st_gid)
 
 
 async def warm(admin_socket: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from deploy.local.layout import AgentSettings, Layout
 from deploy.local.mounts import abort_connections, detach_below, mounts_below
+from deploy.local.peering import AGENT_USER
 from deploy.local.probes import accepts, answers, samples
 from deploy.local.process import Process, StackError
 from deploy.local.s3 import SeaweedS3, free_ports
@@ -37,7 +38,7 @@ class LocalStack:
         settings: AgentSettings | None = None,
         *,
         s3: SeaweedS3 | None = None,
-        agent_user: str = "nobody",
+        agent_user: str = AGENT_USER,
         environment: Mapping[str, str] | None = None,
         cgroup: Path | None = None,
         descriptors: int | None = None,

@@ -9,9 +9,7 @@ import base64
 import contextlib
 import hashlib
 import http.client
-import json
 import os
-import pwd
 import random
 import socket
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from agent.peers.secrets import Secrets
 from agent.peers.token import Bound, Tokens
 from bench.crowd import crowd
 from deploy.local.layout import AgentSettings
+from deploy.local.peering import peers_table, write_secret
 from deploy.local.s3 import SeaweedS3, free_ports
 from deploy.local.stack import LocalStack
 from tests.harness.cgroup import memory_cgroup
@@ -77,17 +76,9 @@ class Port:
 def port(request: pytest.FixtureRequest, seaweed: SeaweedS3, traversable: Path) -> Iterator[Port]:
     """An agent with as many descriptors as the test's parameter says."""
     descriptors: int | None = getattr(request, "param", None)
-    secret = traversable / "peer-secret"
-    secret.write_text(os.urandom(32).hex())
-    secret.chmod(0o600)
-    identity = pwd.getpwnam("nobody")
-    os.chown(secret, identity.pw_uid, identity.pw_gid)
+    secret = write_secret(traversable / "peer-secret")
     own, other = (f"127.0.0.1:{one}" for one in free_ports(2))
-    peers = (
-        f'[peers]\nlisten = "{own}"\ndiscovery = "static"\n'
-        f'addresses = {json.dumps([own, other])}\nsecret_file = "{secret}"\n'
-    )
-    settings = AgentSettings(extra=peers, promote="never")
+    settings = AgentSettings(extra=peers_table(own, [own, other], secret), promote="never")
     with (
         memory_cgroup(CAP) as cgroup,
         LocalStack(settings, s3=seaweed, cgroup=cgroup, descriptors=descriptors) as stack,

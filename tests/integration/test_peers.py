@@ -6,9 +6,7 @@ They share an S3 server and a cluster secret; each reads through its own mount, 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import pwd
 import random
 import shutil
 import time
@@ -23,6 +21,7 @@ from agent.content import ObjectRef
 from agent.peers.member import Peer
 from agent.peers.placement import tracker_of
 from deploy.local.layout import AgentSettings
+from deploy.local.peering import peers_table, write_secret
 from deploy.local.s3 import SeaweedS3, free_ports
 from deploy.local.stack import CHECKOUT, LocalStack
 from tests.fakes.rogue_peer import RoguePeer
@@ -106,19 +105,12 @@ def files(seed: int) -> dict[str, bytes]:
 
 def fleet(count: int, seaweed: SeaweedS3, directory: Path, more: int = 0) -> Iterator[Fleet]:
     """Start `count` agents that know `more` addresses beside their own."""
-    secret = directory / "peer-secret"
-    secret.write_text(os.urandom(32).hex() + "\n")
-    secret.chmod(0o600)
-    identity = pwd.getpwnam("nobody")
-    os.chown(secret, identity.pw_uid, identity.pw_gid)
+    secret = write_secret(directory / "peer-secret")
     addresses = [f"127.0.0.1:{port}" for port in free_ports(count + more)]
     with ExitStack() as stack:
         stacks = []
         for number in range(count):
-            peers = (
-                f'[peers]\nlisten = "{addresses[number]}"\ndiscovery = "static"\n'
-                f'addresses = {json.dumps(addresses)}\nsecret_file = "{secret}"\n'
-            )
+            peers = peers_table(addresses[number], addresses, secret)
             settings = AgentSettings(name=f"node-{number}", extra=peers, promote="never")
             stacks.append(stack.enter_context(LocalStack(settings, s3=seaweed)))
         yield Fleet(stacks, seaweed, secret, addresses)
