@@ -7,9 +7,6 @@ The strangers come from this machine, so that their own CPU time is counted agai
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import pwd
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +14,14 @@ from pathlib import Path
 from bench.child import BenchError
 from bench.crowd import crowd
 from bench.figures import SPEED, Goal, Reading
+from bench.mounts import local_stack
 from bench.options import Options
 from bench.site import Site
 from bench.waiting import held_origin, warm_reads
 from bench.workload import HEADRACE, Measure, Subjects, Workload
 from deploy.local.layout import AgentSettings
-from deploy.local.process import StackError
+from deploy.local.peering import peers_table, write_secret
 from deploy.local.s3 import free_ports
-from deploy.local.stack import LocalStack
 
 STRANGERS = 10_000
 TIMES = 200  # passes: some seconds, in which each stranger sends and comes again
@@ -32,15 +29,8 @@ TIMES = 200  # passes: some seconds, in which each stranger sends and comes agai
 
 def _settings(directory: Path, address: str) -> AgentSettings:
     """Those of an agent with a peers' port; its secret lies where the agent's user may read it."""
-    secret = directory / "secret"
-    secret.write_text(os.urandom(32).hex())
-    secret.chmod(0o600)
     directory.chmod(0o711)
-    identity = pwd.getpwnam("nobody")  # as the agent of a stack
-    os.chown(secret, identity.pw_uid, identity.pw_gid)
-    peers = {"listen": address, "discovery": "static", "secret_file": str(secret)}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in peers.items()]
-    return AgentSettings(extra="\n".join(["[peers]", *lines, f"addresses = {json.dumps([address])}", ""]))
+    return AgentSettings(extra=peers_table(address, [address], write_secret(directory / "secret")))
 
 
 def _beside_strangers(read: Measure, address: str) -> Measure:
@@ -57,16 +47,13 @@ def _beside_strangers(read: Measure, address: str) -> Measure:
 @contextlib.contextmanager
 def _open(site: Site, options: Options) -> Iterator[Subjects]:
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="headrace-flooded-") as directory,
-            held_origin() as uri,
-            LocalStack(_settings(Path(directory), address), s3=site.s3) as stack,
-        ):
-            read = warm_reads(stack.mount(uri), TIMES)
-            yield {"nobody is there": read, HEADRACE: _beside_strangers(read, address)}
-    except StackError as error:
-        raise BenchError(f"headrace: {error}".replace("\n", "; ")) from error
+    with (
+        tempfile.TemporaryDirectory(prefix="headrace-flooded-") as directory,
+        held_origin() as uri,
+        local_stack(site, _settings(Path(directory), address)) as stack,
+    ):
+        read = warm_reads(stack.mount(uri), TIMES)
+        yield {"nobody is there": read, HEADRACE: _beside_strangers(read, address)}
 
 
 WORKLOAD = Workload(

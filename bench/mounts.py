@@ -18,6 +18,7 @@ from typing import Protocol
 
 from bench.child import BenchError, cpu_seconds, running
 from bench.site import Site
+from deploy.local.layout import AgentSettings
 from deploy.local.process import StackError
 from deploy.local.stack import LocalStack
 
@@ -68,6 +69,16 @@ class Mounter(Protocol):
         """The bucket, mounted with an empty cache until the block ends. Raises BenchError."""
 
 
+@contextlib.contextmanager
+def local_stack(site: Site, settings: AgentSettings | None = None) -> Iterator[LocalStack]:
+    """Headrace over the site's S3 server, until the block ends. What fails in it is a BenchError."""
+    try:
+        with LocalStack(settings, s3=site.s3) as stack:
+            yield stack
+    except StackError as error:
+        raise BenchError(f"headrace: {error}".replace("\n", "; ")) from error
+
+
 class Headrace:
     """Holder, CSI service and agent as they run on one machine (deploy/local)."""
 
@@ -79,12 +90,9 @@ class Headrace:
     @contextlib.contextmanager
     def mounted(self, site: Site, bucket: str) -> Iterator[Mount]:
         """Start everything with an empty store and mount the bucket."""
-        try:
-            with LocalStack(s3=site.s3) as stack:
-                pids = tuple(stack.process(name).pid for name in ("holder", "agent"))
-                yield Mount(stack.mount(f"s3://{bucket}"), pids)
-        except StackError as error:
-            raise BenchError(f"headrace: {error}".replace("\n", "; ")) from error
+        with local_stack(site) as stack:
+            pids = tuple(stack.process(name).pid for name in ("holder", "agent"))
+            yield Mount(stack.mount(f"s3://{bucket}"), pids)
 
 
 class S3fs:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from bench.child import READER_SECONDS, BenchError, cpu_seconds
 from bench.figures import SPEED, Goal, Reading
+from bench.mounts import local_stack
 from bench.options import Options
 from bench.site import MIB, Site
 from bench.workload import HEADRACE, Measure, Subjects, Workload
 from deploy.local.layout import AgentSettings
-from deploy.local.process import StackError
-from deploy.local.stack import LocalStack
 
 BUCKET = "bench-oversized"
 READERS = 4
@@ -31,18 +30,15 @@ def _measure(site: Site, size: int, capacity: int | None) -> Measure:
     settings = AgentSettings(capacity=None if capacity is None else f"{capacity // MIB}MiB")
 
     def measure(_: int) -> Reading:
-        try:
-            with LocalStack(settings, s3=site.s3) as stack:
-                mount = stack.mount(f"s3://{BUCKET}")
-                pids = [stack.process(name).pid for name in ("holder", "agent")]
-                before = cpu_seconds(pids)
-                seconds = _read(mount)
-                used = cpu_seconds(pids) - before
-                if capacity is not None and not stack.metrics()["headrace_evicted_bytes_total"]:
-                    raise BenchError("headrace: nothing was evicted")
-                return Reading(seconds, READERS * size, used)
-        except StackError as error:
-            raise BenchError(f"headrace: {error}".replace("\n", "; ")) from error
+        with local_stack(site, settings) as stack:
+            mount = stack.mount(f"s3://{BUCKET}")
+            pids = [stack.process(name).pid for name in ("holder", "agent")]
+            before = cpu_seconds(pids)
+            seconds = _read(mount)
+            used = cpu_seconds(pids) - before
+            if capacity is not None and not stack.metrics()["headrace_evicted_bytes_total"]:
+                raise BenchError("headrace: nothing was evicted")
+            return Reading(seconds, READERS * size, used)
 
     return measure
 

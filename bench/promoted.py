@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from bench.child import BenchError, dd
 from bench.cold import BUCKET, KEY, Read
 from bench.figures import SPEED, Goal
+from bench.mounts import local_stack
 from bench.options import Options
 from bench.site import Site
 from bench.warm import mapped, sequential
 from bench.workload import HEADRACE, Subjects, Workload
 from csi.holder.mountinfo import FSTYPE, mount_entries
-from deploy.local.process import StackError
-from deploy.local.stack import LocalStack
 
 
 @contextlib.contextmanager
@@ -22,21 +21,18 @@ def _subjects(site: Site, options: Options, read: Read) -> Iterator[Subjects]:
     """Read to the end through FUSE, published again, and then read once more before the rounds begin."""
     native = site.object(BUCKET, KEY, options.size)
     dd(native, options.size)
-    try:
-        with LocalStack(s3=site.s3) as stack:
-            through_fuse = stack.mount(f"s3://{BUCKET}")
-            dd(through_fuse / KEY, options.size)
-            stack.umount(through_fuse)
-            target = stack.mount(f"s3://{BUCKET}")
-            if any(entry.point == str(target) and entry.fstype == FSTYPE for entry in mount_entries()):
-                raise BenchError("the dataset was not promoted")
-            dd(target / KEY, options.size)
-            yield {
-                "native file": lambda _: read(native, options.size),
-                HEADRACE: lambda _: read(target / KEY, options.size),
-            }
-    except StackError as error:
-        raise BenchError(f"headrace: {error}".replace("\n", "; ")) from error
+    with local_stack(site) as stack:
+        through_fuse = stack.mount(f"s3://{BUCKET}")
+        dd(through_fuse / KEY, options.size)
+        stack.umount(through_fuse)
+        target = stack.mount(f"s3://{BUCKET}")
+        if any(entry.point == str(target) and entry.fstype == FSTYPE for entry in mount_entries()):
+            raise BenchError("the dataset was not promoted")
+        dd(target / KEY, options.size)
+        yield {
+            "native file": lambda _: read(native, options.size),
+            HEADRACE: lambda _: read(target / KEY, options.size),
+        }
 
 
 SEQUENTIAL = Workload(

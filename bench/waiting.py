@@ -16,11 +16,11 @@ from pathlib import Path
 
 from bench.child import ROOT, BenchError, run_program
 from bench.figures import SPEED, Goal
+from bench.mounts import local_stack
 from bench.options import Options
 from bench.site import Site
 from bench.workload import HEADRACE, Measure, Subjects, Workload
 from deploy.local.layout import AgentSettings
-from deploy.local.process import StackError
 from deploy.local.stack import LocalStack
 
 READERS = 64
@@ -31,6 +31,7 @@ SETTINGS = AgentSettings(patience="10min", origins={"http://": {"max_connections
 
 @contextlib.contextmanager
 def held_origin() -> Iterator[str]:
+    """A URI whose file `warm` gives its first 16 MiB and is never complete; the others give nothing."""
     command = [sys.executable, "-m", "bench.held_server", str(READERS)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, cwd=ROOT)
     try:
@@ -43,11 +44,8 @@ def held_origin() -> Iterator[str]:
 
 @contextlib.contextmanager
 def _mounted(site: Site, uri: str) -> Iterator[tuple[LocalStack, Path]]:
-    try:
-        with LocalStack(SETTINGS, s3=site.s3) as stack:
-            yield stack, stack.mount(uri)
-    except StackError as error:
-        raise BenchError(f"headrace: {error}".replace("\n", "; ")) from error
+    with local_stack(site, SETTINGS) as stack:
+        yield stack, stack.mount(uri)
 
 
 @contextlib.contextmanager
