@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -72,7 +73,14 @@ class Wire:
             await self.writer.wait_closed()
 
 
-def get(served: Served, tokens: Tokens, ref: ObjectRef, wanted: str, target: str = "") -> dict[str, str]:
+class Addressed(Protocol):
+    """Whoever has a peers' port."""
+
+    @property
+    def address(self) -> str: ...
+
+
+def get(served: Addressed, tokens: Tokens, ref: ObjectRef, wanted: str, target: str = "") -> dict[str, str]:
     target = target or object_target(ref)
     return {
         "Authorization": tokens.issue(served.address, Bound("GET", target)),

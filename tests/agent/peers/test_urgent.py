@@ -15,12 +15,12 @@ from agent.errors import HeadraceError
 from agent.peers import paths
 from agent.peers.member import Peer
 from agent.peers.placement import tracker_of
-from agent.peers.protocol import OBJECT_HEADER, URGENT_HEADER, object_name, object_target, range_header
+from agent.peers.protocol import URGENT_HEADER, object_target, range_header
 from agent.peers.secrets import Secrets
-from agent.peers.token import Bound, Tokens
+from agent.peers.token import Tokens
 from agent.source import Budget
 from tests.agent.peers.conftest import random_bytes
-from tests.agent.peers.test_exchange_server import Wire
+from tests.agent.peers.test_exchange_server import Wire, get
 from tests.fakes.rogue_peer import RoguePeer
 from tests.fakes.source import Gate
 from tests.harness.members import Member, addresses, member
@@ -88,11 +88,7 @@ async def asked(parent: Member, tokens: Tokens, ref: ObjectRef, chunk: int, urge
     host, _, port = parent.address.rpartition(":")
     wire = Wire(*await asyncio.open_connection(host, int(port)))
     target = object_target(ref)
-    headers = {
-        "Authorization": tokens.issue(parent.address, Bound("GET", target)),
-        OBJECT_HEADER: object_name(ref),
-        "Range": range_header(Extent(chunk * CHUNK, CHUNK)),
-    }
+    headers = get(parent, tokens, ref, range_header(Extent(chunk * CHUNK, CHUNK)))
     await wire.ask("GET", target, headers | ({URGENT_HEADER: "1"} if urgent else {}))
     async with asyncio.timeout(WITHIN):
         assert (await wire.head()).status == 206
