@@ -239,6 +239,7 @@ class Claims:
     mounts: Mounts
     pins: Pins
     swarming: Swarming | None
+    filler: Filler
 
     def mounted(self) -> Set[str]:
         return self.mounts.mounted()
@@ -249,6 +250,9 @@ class Claims:
 
     def pinned(self) -> Set[str]:
         return self.pins.keys()
+
+    def awaited(self, key: str) -> Set[int]:
+        return self.filler.awaited(key)
 
 
 def _order(request: MountRequest) -> MountOrder:
@@ -394,7 +398,7 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
             store.before_removal = _both(swarming.end, store.before_removal)
             store.before_emptying = swarming.end
         await mounts.adopt(held)
-        evictor = Evictor(store, Claims(mounts, pins, swarming), clock, metrics)
+        evictor = Evictor(store, Claims(mounts, pins, swarming, filler), clock, metrics)
         pins.on_removed = evictor.hope
         evictor.start()
         stack.push_async_callback(evictor.close)

@@ -1,6 +1,6 @@
 """What to evict: the policy, a pure function over values. CONCURRENCY.md states it for who simulates it.
 
-- What is protected (leased, pinned) or busy (being read, opened or filled) is never taken.
+- What is protected (leased, pinned) or busy (being read, waited for, opened or filled) is never taken.
 - Objects go in the order (mounted, last use): first those that no mount shows, the coldest first.
 - An object that was ever complete goes whole; of any other go single chunks, those used longest ago first
   and, where that is the same, the lower number first.

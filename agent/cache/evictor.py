@@ -42,6 +42,9 @@ class Claims(Protocol):
     def pinned(self) -> Set[str]:
         """The keys of the objects that are pinned now."""
 
+    def awaited(self, key: str) -> Set[int]:
+        """The chunks of an object without which reads that wait for others of it could not end."""
+
 
 class Evictor:
     """The eviction of one store, from `start` to `close`; before that nothing is taken away."""
@@ -178,7 +181,7 @@ class Evictor:
             if complete:
                 chunks: tuple[Chunk, ...] = ()
             elif opened is not None:
-                chunks = _chunks(opened)
+                chunks = _chunks(opened, self._claims.awaited(one.key))
             else:
                 chunks = tuple(
                     Chunk(number, chunk_extent(number, one.size, one.chunk_size).length)
@@ -209,18 +212,20 @@ class Evictor:
             freed = await self._store.take_closed(directory, removal.key, removal.chunks)
             self._metrics.evicted_chunks.inc(len(removal.chunks) if freed else 0)
         else:
-            freed = await self._store.take_chunks(removal.key, removal.chunks)
-            self._metrics.evicted_chunks.inc(len(removal.chunks) if freed else 0)
+            awaited = self._claims.awaited(removal.key)
+            chunks = tuple(chunk for chunk in removal.chunks if chunk not in awaited)
+            freed = await self._store.take_chunks(removal.key, chunks) if chunks else 0
+            self._metrics.evicted_chunks.inc(len(chunks) if freed else 0)
         self._metrics.evicted_bytes.inc(freed)
         return freed
 
 
-def _chunks(cached: CachedObject) -> tuple[Chunk, ...]:
-    """The chunks of an open object that may go: those present, which nobody fills."""
+def _chunks(cached: CachedObject, awaited: Set[int]) -> tuple[Chunk, ...]:
+    """The chunks of an open object that may go: those present, which nobody fills or waits with."""
     return tuple(
         Chunk(number, cached.extent(number).length, cached.chunk_uses[number])
         for number, present in enumerate(cached.present)
-        if present
+        if present and number not in awaited
     )
 
 

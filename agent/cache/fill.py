@@ -145,6 +145,20 @@ class Filler:
                 flight.owners.discard(owner)
                 self._end_if_unwanted(flight)
 
+    def awaited(self, key: str) -> set[int]:
+        """The chunks of an object that are wanted together with those on their way.
+
+        A read needs all of its chunks at once: where one of them went to make room for another, two could
+        take each other's for ever.
+        """
+        chunks: set[int] = set()
+        for flight in self._flights.values():
+            if flight.cached.ref.key == key:
+                for one in (*flight.readers, *flight.owners):
+                    if isinstance(one, Reader):
+                        chunks.update(flight.cached.chunks(one.extent))
+        return chunks
+
     async def close(self) -> None:
         """Cancel every flight and wait until it is over. Its readers are told nothing: a successor serves
         them (agent/mount/inflight.py), and what is read from now on is not taken up."""

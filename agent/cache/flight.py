@@ -6,7 +6,7 @@ import asyncio
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agent.cache.lanes import Lane
 from agent.cache.objects import CachedObject
@@ -31,6 +31,7 @@ class State(enum.Enum):
     CANCELLED = enum.auto()  # nobody wants it any more
 
 
+@runtime_checkable
 class Reader(Waiter, Protocol):
     """A read that waits for bytes. `needs` and `deadline` are written by the filler only."""
 

@@ -46,12 +46,13 @@ T = TypeVar("T")
 
 
 class Claimed:
-    """What the kernel has open, as a test says, and what is pinned."""
+    """What the kernel has open, as a test says, what is pinned, and what reads wait for."""
 
-    def __init__(self, pins: Pins) -> None:
+    def __init__(self, pins: Pins, filler: Filler) -> None:
         self.opened: set[str] = set()
         self.shown: set[str] = set()
         self._pins = pins
+        self._filler = filler
 
     def mounted(self) -> set[str]:
         return self.shown
@@ -61,6 +62,9 @@ class Claimed:
 
     def pinned(self) -> set[str]:
         return self._pins.keys()
+
+    def awaited(self, key: str) -> set[int]:
+        return self._filler.awaited(key)
 
 
 class FaultySource(MemorySource):
@@ -136,7 +140,7 @@ class Site:
         passing = PassingChunks(6 * CHUNK)
         self.filler = Filler(store, self.source, clock, self.metrics, PATIENCE, random.Random(1), passing)
         self.pins = Pins(store, clock, self.metrics)
-        self.claims = Claimed(self.pins)
+        self.claims = Claimed(self.pins, self.filler)
         self.evictor = Evictor(store, self.claims, clock, self.metrics)
         self.repairs = Repairs(store)
         self.held: list[tuple[CachedObject, Extent]] = []

@@ -28,6 +28,7 @@ class Claimed:
         self.on_mounts: set[str] = set()
         self.opened: set[str] = set()
         self.held: set[str] = set()
+        self.wanted: set[int] = set()  # of each object
 
     def mounted(self) -> Set[str]:
         return self.on_mounts
@@ -37,6 +38,9 @@ class Claimed:
 
     def pinned(self) -> Set[str]:
         return self.held
+
+    def awaited(self, key: str) -> Set[int]:
+        return self.wanted
 
 
 class Site:
@@ -152,6 +156,15 @@ async def test_what_is_leased_pinned_or_complete_and_open_stays(tmp_path: Path) 
     left = [await site.present(name, 3 if name == "pinned" else 2) for name in ("leased", "pinned", "open")]
     assert (left, await site.present("free", 2)) == ([2, 2, 2], 0)
     assert not await site.evict(10)
+    await site.end()
+
+
+async def test_what_a_read_wants_together_with_another_chunk_stays(tmp_path: Path) -> None:
+    site = await make(tmp_path)
+    cached = await site.add("part", 9, 4, keep=True)
+    site.claims.wanted = {0, 2}
+    assert await site.evict(9)
+    assert list(cached.present) == [1, 0, 1, 0, 0, 0, 0, 0, 0]
     await site.end()
 
 

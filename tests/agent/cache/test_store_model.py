@@ -247,6 +247,18 @@ def test_whatever_happens_reads_are_right_and_claims_are_kept() -> None:
     )
 
 
+async def test_a_read_over_two_chunks_ends_where_the_store_has_room_for_one(tmp_path: Path) -> None:
+    site = await Site.open([tmp_path / "store"], ManualClock(), 7 * CHUNK)
+    kept, other = REFS[3], REFS[2]
+    await site.read_all(kept)
+    await site.pins.add(kept.uri, "r", [kept.key], site.clock.time() + 1e6, "six chunks of seven")
+    await site.read(other, [Extent(0, 100)])
+    fetched = len(site.source.fetches)
+    await site.read(other, [Extent(CHUNK - 100, 200)])
+    assert len(site.source.fetches) == fetched + 1, "what is there does not go for what is missing"
+    await site.close()
+
+
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_whatever_happens_for_long_reads_are_right_and_claims_are_kept() -> None:
