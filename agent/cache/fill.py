@@ -87,7 +87,8 @@ class Filler:
             first.owners.discard(reader)
             reader.needs = min(reader.extent.end, first.landing.end)
             if first.landing.wait(reader):
-                first.readers.append(reader)
+                if reader not in first.readers:  # it may have been told by bytes that were taken back since
+                    first.readers.append(reader)
                 self._watch(first)
                 return
         reader.resume()

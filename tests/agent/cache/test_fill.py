@@ -493,6 +493,16 @@ async def test_a_full_store_is_read_through_and_the_last_chunks_of_it_once(tmp_p
     await end(node)
 
 
+async def test_a_read_that_comes_back_to_a_fetch_that_is_failing_is_answered_once(node: Node) -> None:
+    node.source.script(CHUNK, StoreFailed("the last write was refused"))  # the reader knows of its bytes by then
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    read = node.read(CHUNK - 100, 200)
+    assert await within(read.result) == read.expected
+    await node.flights_end(3)
+    assert told == [] and node.fills()[1] == 1
+
+
 async def test_a_fault_in_a_source_fails_the_read_and_is_not_swallowed(node: Node) -> None:
     seen: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context["exception"]))
