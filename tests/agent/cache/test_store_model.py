@@ -206,7 +206,9 @@ class StoreMachine(RuleBasedStateMachine):
         for key, chunks in self.kept.items():
             if key in claimed - self.damaged:
                 assert chunks <= found.get(key, set()), f"{key} is pinned or leased, and was evicted"
-        self.kept = {key: found[key] for key in claimed if key in found}
+        leaving = self.site.store.leaving  # a claim that comes then is too late
+        begun = {key for key in claimed if key in self.kept or not leaving(frozenset((key,)))}
+        self.kept = {key: found[key] for key in begun if key in found}
 
     def teardown(self) -> None:
         try:
