@@ -24,9 +24,10 @@ from agent.clock import Clock, timeout
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest, ConfigError, StoreError
 from agent.metrics import Metrics
+from agent.peers.courier import NotHere
 from agent.peers.discovery import joined
 from agent.peers.gate import BACKLOG, Gate
-from agent.peers.outgoing import NotHere, Outgoing, here
+from agent.peers.outgoing import Outgoing, here
 from agent.peers.protocol import (
     BODY_HEADER,
     OBJECT_HEADER,
@@ -121,6 +122,7 @@ class Exchange:
         await self._gate.close()
         if self._runner is not None:
             await self._runner.cleanup()
+        await self._outgoing.close()
 
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._members_only()], client_max_size=LONGEST_BODY)

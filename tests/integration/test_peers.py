@@ -204,12 +204,15 @@ def test_peers_leave_return_are_upgraded_and_the_secret_rotates_and_no_read_fail
     expected = [three.upload(bucket, 20 + number) for number, bucket in enumerate(buckets)]
     assert three.read(0, buckets[0]) == expected[0]
 
-    def read_on(number: int) -> list[dict[str, str]]:
-        return [three.read(number, bucket) for bucket in buckets]
+    first, second, third = three.stacks
+    # Before: while an agent is restarted nothing can be mounted on its node, but all can be read.
+    mounted = [[one.mount(f"s3://{bucket}/model") for bucket in buckets] for one in (second, third)]
 
-    first, second, _ = three.stacks
+    def read_on(datasets: list[Path]) -> list[dict[str, str]]:
+        return [read_all(one) for one in datasets]
+
     with ThreadPoolExecutor(2) as pool:
-        reading = [pool.submit(read_on, number) for number in (1, 2)]
+        reading = [pool.submit(read_on, datasets) for datasets in mounted]
         first.kill_agent()
         first.start_agent()
         three.secret.write_text(os.urandom(32).hex())

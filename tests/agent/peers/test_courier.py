@@ -1,0 +1,232 @@
+"""The threads that send to peers: whose turn it is, and how a stream ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from agent.cache.objects import CachedObject
+from agent.content import Extent, ObjectRef
+from agent.peers.courier import ARRIVED_WITHIN, SENT_WITHIN, SILENT, SLICE, Stream, chosen
+from agent.peers.outgoing import Outgoing
+from agent.rate import Rate
+from agent.transfer.landing import Landing
+from tests.agent.peers.conftest import CHUNK, Serve, random_bytes
+from tests.fakes.clock import ManualClock
+
+SIZE = 8 * CHUNK
+REF = ObjectRef("s3://models/llama/weights", "etag-1", SIZE)
+DATA = random_bytes(SIZE)
+
+
+@dataclass(eq=False)
+class Link:
+    """One connection: the end that is sent to, and the transport of the other."""
+
+    ours: socket.socket
+    transport: asyncio.WriteTransport
+
+
+Open = Callable[[], Awaitable[Link]]
+
+
+@pytest.fixture
+async def link() -> AsyncIterator[Open]:
+    """Opens connections; what is sent to them waits until somebody reads it."""
+    async with AsyncExitStack() as stack:
+
+        async def start() -> Link:
+            ours, other = socket.socketpair()
+            ours.setblocking(False)
+            transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=other)
+            stack.callback(ours.close)
+            stack.callback(transport.abort)
+            return Link(ours, transport)
+
+        yield start
+
+
+@pytest.fixture
+async def cached(serve: Serve) -> CachedObject:
+    return await (await serve()).keep(REF, DATA)
+
+
+async def received(link: Link, count: int) -> bytes:
+    data = bytearray()
+    async with asyncio.timeout(20):
+        while len(data) < count:
+            part = await asyncio.get_running_loop().sock_recv(link.ours, count - len(data))
+            assert part
+            data += part
+    return bytes(data)
+
+
+def streams_of(cached: CachedObject, *offsets: int, urgent: Container[int] = ()) -> list[Stream]:
+    streams = []
+    for offset in offsets:
+        one, other = socket.socketpair()
+        other.close()
+        with one:
+            extent = Extent(offset, 1)
+            streams.append(Stream(cached, extent, offset in urgent, one, gone=bool, ended=lambda _: None))
+    return streams
+
+
+async def test_the_stream_that_comes_first_in_the_object_sends_next(cached: CachedObject) -> None:
+    streams = sorted(streams_of(cached, 300, 100, 200))
+    assert [stream.extent.offset for stream in streams] == [100, 200, 300]
+    assert chosen(streams, 0.0) is streams[0]
+
+
+async def test_what_a_reader_waits_for_goes_before_the_others(cached: CachedObject) -> None:
+    streams = sorted(streams_of(cached, 30, 90, 10, 80, urgent=(80, 90)))
+    assert [stream.extent.offset for stream in streams] == [80, 90, 10, 30]
+    assert chosen(streams, 0.0) is streams[0]
+
+
+async def test_a_stream_without_bytes_has_no_turn(cached: CachedObject) -> None:
+    first, second = streams_of(cached, 1, 2)
+    first.ready = False
+    assert chosen([first, second], 0.0) is second
+    second.ready = False
+    assert chosen([first, second], 0.0) is None
+    assert chosen([], 0.0) is None
+
+
+async def test_no_stream_is_silent_for_long(cached: CachedObject) -> None:
+    first, late, later = streams_of(cached, 1, 2, 3)
+    first.since, late.since, later.since = 10.0 + SILENT, 10.0, 10.5
+    assert chosen([first, late, later], 10.0 + SILENT) is late
+    late.ready = False
+    assert chosen([first, late, later], 10.0 + SILENT) is first
+    assert chosen([first, late, later], 10.5 + SILENT) is later
+
+
+async def test_an_extent_is_sent_and_the_thread_serves_the_next_stream_too(
+    cached: CachedObject, link: Open
+) -> None:
+    outgoing, one = Outgoing(ManualClock()), await link()
+    for start, end in ((5, SIZE), (0, 3)):
+        sending = asyncio.create_task(
+            outgoing.send("peer", one.transport, cached, Extent(start, end - start))
+        )
+        assert await received(one, end - start) == DATA[start:end]
+        assert await sending == end - start
+    await outgoing.close()
+
+
+async def test_a_stream_that_is_given_up_ends_though_its_peer_takes_nothing(
+    cached: CachedObject, link: Open
+) -> None:
+    outgoing, one, other = Outgoing(ManualClock()), await link(), await link()
+    tasks = [
+        asyncio.create_task(outgoing.send("peer", to.transport, cached, Extent(0, SIZE)))
+        for to in (one, other)
+    ]
+    await received(one, 1)
+    for task in reversed(tasks):  # one that waits for its turn, one that has it
+        task.cancel()
+        await asyncio.wait([task], timeout=20)
+        assert task.cancelled()
+    await outgoing.close()
+    assert cached.when_unread(range(8), lambda: None)
+
+
+async def test_a_peer_that_takes_nothing_is_cut_off(cached: CachedObject, link: Open) -> None:
+    clock = ManualClock()
+    outgoing, one = Outgoing(clock), await link()
+    sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, SIZE)))
+    await received(one, 1)
+    clock.advance(SENT_WITHIN)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(sending), 20)
+    await outgoing.close()
+
+
+async def test_a_peer_that_takes_its_bytes_slowly_is_cut_off(cached: CachedObject, link: Open) -> None:
+    clock = ManualClock()
+    outgoing, one = Outgoing(clock), await link()
+    sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, SIZE)))
+    while not sending.done():
+        taking = asyncio.create_task(received(one, 16384))
+        await asyncio.wait([sending, taking], return_when=asyncio.FIRST_COMPLETED)
+        clock.advance(SENT_WITHIN / 4)
+        taking.cancel()
+        await asyncio.wait([taking])
+    with pytest.raises(TimeoutError):
+        await sending
+    await outgoing.close()
+
+
+async def test_a_peer_that_closes_in_the_middle_ends_its_streams(cached: CachedObject, link: Open) -> None:
+    outgoing, one, other = Outgoing(ManualClock()), await link(), await link()
+    sending = [
+        asyncio.create_task(outgoing.send("peer", to.transport, cached, Extent(0, SIZE)))
+        for to in (one, other)
+    ]
+    await received(one, 1)
+    one.ours.close()
+    assert await received(other, SIZE) == DATA
+    assert await sending[1] == SIZE
+    with pytest.raises(OSError):
+        await sending[0]
+    await outgoing.close()
+    assert cached.when_unread(range(8), lambda: None)
+
+
+async def test_where_no_thread_can_be_started_the_stream_fails_and_the_next_one_may_work(
+    cached: CachedObject, link: Open
+) -> None:
+    outgoing, one = Outgoing(ManualClock()), await link()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", _no_more)
+        with pytest.raises(OSError, match="no thread"):
+            await outgoing.send("peer", one.transport, cached, Extent(0, 9))
+    sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, 9)))
+    assert await received(one, 9) == DATA[:9]
+    assert await sending == 9
+    await outgoing.close()
+
+
+def _no_more(thread: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_bytes_that_arrive_no_more_end_the_stream(serve: Serve, link: Open) -> None:
+    clock = ManualClock()
+    cached = await (await serve()).store.acquire(REF)
+    cached.landings[0] = landing = Landing(cached.fd, cached.extent(0))
+    landing.write(memoryview(DATA[:1000]))
+    outgoing, one = Outgoing(clock), await link()
+    sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, CHUNK)))
+    assert await received(one, 1000) == DATA[:1000]
+    while not landing.awaited:  # noqa: ASYNC110 - a thread that comes to wait tells nobody
+        await asyncio.sleep(0.001)
+    clock.advance(ARRIVED_WITHIN)
+    assert await asyncio.wait_for(sending, 20) == 1000
+    assert not landing.awaited
+    await outgoing.close()
+
+
+async def test_what_is_sent_keeps_to_the_limit_and_can_be_given_up_meanwhile(
+    cached: CachedObject, link: Open
+) -> None:
+    clock = ManualClock()
+    outgoing, one = Outgoing(clock, Rate(clock, SLICE)), await link()
+    sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, SIZE)))
+    assert await received(one, 3 * SLICE) == DATA[: 3 * SLICE]  # what was saved up, a second's, and one more
+    assert await clock.next_sleep() > 0
+    with pytest.raises(BlockingIOError):
+        one.ours.recv(1)
+    clock.advance(1.0)
+    assert await received(one, SLICE) == DATA[3 * SLICE : 4 * SLICE]
+    sending.cancel()
+    await asyncio.wait([sending], timeout=20)
+    assert sending.cancelled()
+    await outgoing.close()
