@@ -8,6 +8,7 @@ pieces of any size at any rate: a chunk of 8 MiB at the hundredth part of a smal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 from agent.clock import Clock
 
@@ -16,7 +17,7 @@ LOOK_EVERY = 1.0  # seconds: the rate may have changed
 
 
 class Rate:
-    """A limit for all who take from it, first come first served. Used on one loop."""
+    """A limit for all who take from it: the urgent first, then first come first served. Used on one loop."""
 
     def __init__(self, clock: Clock, rate: float) -> None:
         """`rate` is bytes a second, above 0; it may be set anew at any time."""
@@ -25,6 +26,7 @@ class Rate:
         self._level = SAVED * rate
         self._at = clock.monotonic()
         self._turn = asyncio.Lock()
+        self._queue = asyncio.Lock()  # of those who are not urgent: one of them at a time waits for its turn
 
     def set(self, rate: float) -> None:
         """From now on it is another rate."""
@@ -32,9 +34,9 @@ class Rate:
             self._refill()
             self._rate = rate
 
-    async def take(self, count: int) -> None:
+    async def take(self, count: int, urgent: bool = False) -> None:
         """Wait until so many bytes may go. Cancelled while it waits, nothing is taken."""
-        async with self._turn:
+        async with contextlib.nullcontext() if urgent else self._queue, self._turn:
             self._refill()
             while self._level < 0:
                 await self._clock.sleep(min(LOOK_EVERY, max(0.001, -self._level / self._rate)))

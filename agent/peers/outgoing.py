@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from agent.cache.objects import CachedObject
 from agent.clock import Clock
 from agent.content import Extent
-from agent.peers.courier import SENT_WITHIN, Courier, Stream, landing_of
+from agent.peers.courier import SENT_WITHIN, Courier
+from agent.peers.turns import Stream, landing_of
 from agent.rate import Rate
 
 FLUSHED_EVERY = 0.01  # seconds between two looks whether a head has gone, where the socket did not take it
@@ -106,8 +107,8 @@ class Outgoing:
         if limit is None:
             return Courier(self._clock)
 
-        def pay(count: int) -> Future[None]:
-            return asyncio.run_coroutine_threadsafe(limit.take(count), loop)
+        def pay(count: int, urgent: bool) -> Future[None]:
+            return asyncio.run_coroutine_threadsafe(limit.take(count, urgent), loop)
 
         return Courier(self._clock, pay)
 

@@ -167,7 +167,7 @@ class PeerSource:
         wanted = _left(sink)
         error: HeadraceError | TimeoutError | None = None
         if self._limit is not None:
-            await self._limit.take(wanted.length)
+            await self._limit.take(wanted.length, urgency.awaited)
         try:
             await self._receive(peer, ref, sink, within, urgency)
         except StoreError:

@@ -61,6 +61,24 @@ async def test_who_goes_away_has_taken_nothing() -> None:
     await asyncio.wait_for(limit.take(1), 10)
 
 
+async def test_who_is_urgent_waits_for_one_that_is_not_at_most() -> None:
+    clock, order = ManualClock(), list[str]()
+    limit = Rate(clock, 100.0)
+    await limit.take(200)
+
+    async def take(name: str, urgent: bool) -> None:
+        await limit.take(100, urgent)
+        order.append(name)
+
+    wanted = [("one", False), ("two", False), ("three", False), ("reader", True), ("another", True)]
+    tasks = [asyncio.create_task(take(*one)) for one in wanted]
+    for _ in tasks:
+        await clock.next_sleep()
+        clock.advance(1.0)
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    assert order == ["one", "reader", "another", "two", "three"]
+
+
 async def test_a_rate_that_changes_counts_from_then_on() -> None:
     clock = ManualClock()
     limit = Rate(clock, 100.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -13,7 +13,8 @@ import pytest
 
 from agent.cache.objects import CachedObject
 from agent.content import Extent, ObjectRef
-from agent.peers.courier import ARRIVED_WITHIN, SENT_WITHIN, SILENT, SLICE, Stream, chosen
+from agent.peers import courier
+from agent.peers.courier import ARRIVED_WITHIN, SENT_WITHIN, SLICE
 from agent.peers.outgoing import Outgoing
 from agent.rate import Rate
 from agent.transfer.landing import Landing
@@ -67,47 +68,6 @@ async def received(link: Link, count: int) -> bytes:
     return bytes(data)
 
 
-def streams_of(cached: CachedObject, *offsets: int, urgent: Container[int] = ()) -> list[Stream]:
-    streams = []
-    for offset in offsets:
-        one, other = socket.socketpair()
-        other.close()
-        with one:
-            extent = Extent(offset, 1)
-            streams.append(Stream(cached, extent, offset in urgent, one, gone=bool, ended=lambda _: None))
-    return streams
-
-
-async def test_the_stream_that_comes_first_in_the_object_sends_next(cached: CachedObject) -> None:
-    streams = sorted(streams_of(cached, 300, 100, 200))
-    assert [stream.extent.offset for stream in streams] == [100, 200, 300]
-    assert chosen(streams, 0.0) is streams[0]
-
-
-async def test_what_a_reader_waits_for_goes_before_the_others(cached: CachedObject) -> None:
-    streams = sorted(streams_of(cached, 30, 90, 10, 80, urgent=(80, 90)))
-    assert [stream.extent.offset for stream in streams] == [80, 90, 10, 30]
-    assert chosen(streams, 0.0) is streams[0]
-
-
-async def test_a_stream_without_bytes_has_no_turn(cached: CachedObject) -> None:
-    first, second = streams_of(cached, 1, 2)
-    first.ready = False
-    assert chosen([first, second], 0.0) is second
-    second.ready = False
-    assert chosen([first, second], 0.0) is None
-    assert chosen([], 0.0) is None
-
-
-async def test_no_stream_is_silent_for_long(cached: CachedObject) -> None:
-    first, late, later = streams_of(cached, 1, 2, 3)
-    first.since, late.since, later.since = 10.0 + SILENT, 10.0, 10.5
-    assert chosen([first, late, later], 10.0 + SILENT) is late
-    late.ready = False
-    assert chosen([first, late, later], 10.0 + SILENT) is first
-    assert chosen([first, late, later], 10.5 + SILENT) is later
-
-
 async def test_an_extent_is_sent_and_the_thread_serves_the_next_stream_too(
     cached: CachedObject, link: Open
 ) -> None:
@@ -136,6 +96,21 @@ async def test_a_stream_that_is_given_up_ends_though_its_peer_takes_nothing(
         assert task.cancelled()
     await outgoing.close()
     assert cached.when_unread(range(8), lambda: None)
+
+
+async def test_a_stream_that_is_not_read_holds_up_no_other_one_to_its_peer(
+    cached: CachedObject, link: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "LOOK_EVERY", 0.05)
+    outgoing, one, other = Outgoing(ManualClock()), await link(), await link()
+    first = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, SIZE)))
+    assert await received(one, 1) == DATA[:1]
+    second = asyncio.create_task(outgoing.send("peer", other.transport, cached, Extent(CHUNK, CHUNK)))
+    assert await received(other, CHUNK) == DATA[CHUNK : 2 * CHUNK]
+    assert await second == CHUNK
+    assert await received(one, SIZE - 1) == DATA[1:]
+    assert await first == SIZE
+    await outgoing.close()
 
 
 async def test_a_peer_that_takes_nothing_is_cut_off(cached: CachedObject, link: Open) -> None:
@@ -229,4 +204,31 @@ async def test_what_is_sent_keeps_to_the_limit_and_can_be_given_up_meanwhile(
     sending.cancel()
     await asyncio.wait([sending], timeout=20)
     assert sending.cancelled()
+    await outgoing.close()
+
+
+async def test_what_a_reader_waits_for_does_not_wait_for_what_the_limit_is_owed_by_others(
+    cached: CachedObject, link: Open
+) -> None:
+    clock = ManualClock()
+    outgoing, links = Outgoing(clock, Rate(clock, SLICE)), [await link() for _ in range(10)]
+    sending = [
+        asyncio.create_task(outgoing.send(f"peer {number}", to.transport, cached, Extent(0, SLICE + 1)))
+        for number, to in enumerate(links[:-1])
+    ]
+    await asyncio.gather(*(received(to, SLICE) for to in links[:-1]))
+    urgent = outgoing.send("peer 8", links[-1].transport, cached, Extent(CHUNK, 9), urgent=True)
+    sending.append(asyncio.create_task(urgent))
+    wanted = asyncio.create_task(received(links[-1], 9))
+    while not wanted.done():
+        due = asyncio.create_task(clock.next_sleep())
+        await asyncio.wait([due, wanted], return_when=asyncio.FIRST_COMPLETED)
+        due.cancel()
+        clock.advance(1.0)
+    assert (
+        sum(one.done() for one in sending[:-1]) <= 5
+    )  # two had saved up, one had its turn; and one of a race
+    for task in sending:
+        task.cancel()
+    await asyncio.wait(sending, timeout=20)
     await outgoing.close()

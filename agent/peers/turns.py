@@ -1,0 +1,95 @@
+"""Whose bytes go next, of the streams to one peer: those that come first in the object.
+
+A peer asks for several chunks at once, the first ones the most. Sent side by side they would all come late,
+and each hop of a chain would add the time of a unit at the speed of one stream among many: with eight of them
+over a link of 200 Mbit/s a twelfth of a second, where the link carries a unit in a hundredth. So one stream
+sends at a time, as much as it has, and the next one what time the first leaves. All agents have the same
+order, so that a chunk passes down a chain at full speed. What a reader of the peer waits for goes first. No
+stream is silent for long, since whoever waits for bytes takes a silent peer for a dead one.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from agent.cache.objects import CachedObject
+from agent.content import Extent
+from agent.transfer.landing import Landing
+
+SILENT = 1.0  # seconds after which a stream has its turn although one of a lower rank has bytes
+
+
+def landing_of(cached: CachedObject, chunk: int) -> Landing | None:
+    """Where a chunk arrives in the object's file; one that is only passed through is no business of peers."""
+    landing = cached.landings.get(chunk)
+    return landing if type(landing) is Landing else None
+
+
+def available(cached: CachedObject, offset: int, end: int) -> int:
+    """Where the bytes that are there from `offset` on end, at most `end`; `offset` where there are none."""
+    for chunk in cached.chunks(Extent(offset, end - offset)):
+        if cached.present[chunk]:
+            offset = min(end, cached.extent(chunk).end)
+            continue
+        landing = landing_of(cached, chunk)
+        arrived = landing.position if landing is not None else offset
+        if arrived < min(end, cached.extent(chunk).end):
+            return max(offset, arrived)
+        offset = min(end, arrived)
+    return offset
+
+
+@dataclass(eq=False, slots=True)
+class Stream:
+    """One extent on its way. `ended` is called once, by any thread, with what went wrong.
+
+    `connection` is the stream's own descriptor of the socket, closed at its end; `gone` says whether the
+    socket is given up by who serves it.
+    """
+
+    cached: CachedObject
+    extent: Extent
+    urgent: bool  # a reader of the peer waits
+    connection: socket.socket
+    gone: Callable[[], bool]
+    ended: Callable[[BaseException | None], None]
+    position: int = field(init=False)
+    ready: bool = True  # whether there may be bytes to send; else `arrival` waits in `landing`
+    blocked: bool = False  # the peer takes nothing of it, and the others have their turns
+    due: float | None = None  # monotonic, of the slice that is being sent
+    since: float = 0.0  # monotonic, of its last turn, or of the bytes that came since
+    landing: Landing | None = None
+    arrival: Arrival | None = None
+    given_up: bool = False
+    writable: select.poll = field(default_factory=select.poll)
+
+    def __post_init__(self) -> None:
+        self.position = self.extent.offset
+        self.writable.register(self.connection, select.POLLOUT)
+
+    def __lt__(self, other: Stream) -> bool:
+        return (not self.urgent, self.extent.offset) < (not other.urgent, other.extent.offset)
+
+
+class Arrival:
+    """A waiter (agent/transfer/landing.py) that makes a stream ready."""
+
+    def __init__(self, needs: int, told: Callable[[], None]) -> None:
+        self.needs = needs
+        self._told = told
+
+    def ready(self, data: memoryview, offset: int) -> None:
+        self._told()
+
+
+def chosen(streams: Sequence[Stream], now: float) -> Stream | None:
+    """Whose turn it is of the streams to one peer, which come in their order."""
+    ready = [stream for stream in streams if stream.ready and not stream.blocked]
+    if not ready:
+        blocked = [stream for stream in streams if stream.ready]
+        return min(blocked, key=lambda stream: stream.since, default=None)
+    late = [stream for stream in ready[1:] if now - stream.since >= SILENT]
+    return min(late, key=lambda stream: stream.since) if late else ready[0]
