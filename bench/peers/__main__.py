@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.units import parse_size
-from bench.child import BenchError
+from bench.child import BenchError, kept_memory
 from bench.figures import Goal
 from bench.options import RESULTS
 from bench.peers import chain, direct, relay, torrent
@@ -30,6 +30,7 @@ from deploy.local.process import StackError
 WAYS: tuple[Way, ...] = (relay.WAY, relay.SWARM, torrent.DEFAULT, torrent.TUNED, chain.WAY, direct.WAY)
 RATE = 200  # Mbit/s each way of a node
 ORIGIN_RATE = 400
+COPIES = 4  # of the file that each node may have in memory: the store's, the mount's, the reader's, and more
 COLUMNS = (
     "way",
     "F/C",
@@ -108,7 +109,8 @@ def main() -> int:
         if chosen.only and scenario.name not in chosen.only:
             continue
         try:
-            runs += measure(scenario, chosen.size, console)
+            with kept_memory(COPIES * chosen.size * scenario.nodes):
+                runs += measure(scenario, chosen.size, console)
         except (BenchError, NetworkError, StackError, RuntimeError, TimeoutError) as error:
             print(f"bench.peers: {scenario.name}: {error}", file=sys.stderr)
             failed = True
