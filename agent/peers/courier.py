@@ -1,4 +1,4 @@
-"""The thread that sends one peer its bytes: one stream at a time (agent/peers/turns.py), in calls that block.
+"""The thread that sends one peer its bytes: one stream at a time, or two for a while (agent/peers/turns.py).
 
 Not the loop's work: by `loop.sendfile` a slice cost it two thirds of a millisecond, which was a third of all
 that an agent of a relay spent, and while the disk was slow nothing else was done.
@@ -18,7 +18,7 @@ from agent.cache.objects import CachedObject
 from agent.clock import Clock
 from agent.content import Extent
 from agent.errors import HeadraceError
-from agent.peers.turns import Arrival, Stream, available, chosen, landing_of
+from agent.peers.turns import Arrival, Stream, available, beside, chosen, landing_of
 
 SLICE = 1 << 20  # bytes sent in one turn
 SENT_WITHIN = 10.0  # seconds for a slice: whoever reads more slowly than 100 KiB a second is cut off
@@ -43,6 +43,7 @@ class Courier:
         self._changed = threading.Condition()
         self._streams: list[Stream] = []
         self._current: Stream | None = None
+        self._beside: Stream | None = None
         self._running = False
         self._looked = clock.monotonic()
 
@@ -59,7 +60,7 @@ class Courier:
         """End a stream, soon: its `ended` is called."""
         with self._changed:
             stream.given_up = True
-            if stream is not self._current:
+            if stream is not self._current and stream is not self._beside:
                 self._end(stream, None)
             elif stream in self._streams:
                 with contextlib.suppress(OSError):
@@ -77,7 +78,7 @@ class Courier:
         """Send until there are no streams any more."""
         while (stream := self._next()) is not None:
             try:
-                over = self._send_slice(stream)
+                over = self._send_slice(stream, self._send)
             except Exception as error:  # noqa: BLE001 - it is the stream's, and no other one's
                 self._end(stream, error)
             else:
@@ -119,7 +120,7 @@ class Courier:
         elif stream.due is not None and now >= stream.due:
             self._end(stream, TimeoutError("the peer does not take its bytes"))
 
-    def _send_slice(self, stream: Stream) -> bool:
+    def _send_slice(self, stream: Stream, send: Callable[[Stream, int], None]) -> bool:
         """Send what there is, one slice at most; True where nothing more is to be sent."""
         cached, start, end = stream.cached, stream.position, stream.extent.end
         until = min(available(cached, start, end), start + SLICE)
@@ -131,7 +132,7 @@ class Courier:
             return False  # gone, or between its landing and its publication: the next look tells
         try:
             _ask_disk_ahead(cached, until)
-            self._send(stream, until)
+            send(stream, until)
         finally:
             cached.end_read(extent)
         stream.since = self._clock.monotonic()
@@ -147,19 +148,34 @@ class Courier:
             if stream.given_up or stream.gone():
                 raise ConnectionResetError("the peer has gone")
             try:
-                length = until - stream.position
-                count = os.sendfile(stream.connection.fileno(), stream.cached.fd, stream.position, length)
+                _send_at_once(stream, until)
             except BlockingIOError:
                 if self._clock.monotonic() >= stream.due:
                     raise TimeoutError("the peer does not take its bytes") from None
+                self._send_beside(stream)
                 if not stream.writable.poll(LOOK_EVERY * 1000) and self._others_could(stream):
                     stream.blocked = True
                     return
-                continue
-            if not count:
-                raise NotHere("the file is shorter than its object")
-            stream.position += count
         stream.due = None
+
+    def _send_beside(self, stream: Stream) -> None:
+        """Let the next stream send what its socket takes, while the one whose turn it is has to wait.
+
+        Not under a limit: that is less than the link has.
+        """
+        with self._changed:
+            other = self._beside = None if self._pay is not None else beside(self._streams, stream)
+        if other is None:
+            return
+        error: Exception | None = None
+        try:
+            over = self._send_slice(other, _send_what_fits)
+        except Exception as failure:  # noqa: BLE001 - it is that stream's
+            over, error = True, failure
+        with self._changed:
+            self._beside = None
+        if over or other.given_up:
+            self._end(other, error)
 
     def _others_could(self, stream: Stream) -> bool:
         with self._changed:
@@ -215,6 +231,21 @@ class Courier:
             stream.connection.close()
         self._stop_waiting(stream)
         stream.ended(error)
+
+
+def _send_at_once(stream: Stream, until: int) -> None:
+    """Send as much as the socket takes. Raises BlockingIOError where that is nothing, OSError and NotHere."""
+    length = until - stream.position
+    count = os.sendfile(stream.connection.fileno(), stream.cached.fd, stream.position, length)
+    if not count:
+        raise NotHere("the file is shorter than its object")
+    stream.position += count
+
+
+def _send_what_fits(stream: Stream, until: int) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while stream.position < until:
+            _send_at_once(stream, until)
 
 
 def _ask_disk_ahead(cached: CachedObject, offset: int) -> None:

@@ -16,6 +16,7 @@ from agent.content import Extent, ObjectRef
 from agent.peers import courier
 from agent.peers.courier import ARRIVED_WITHIN, SENT_WITHIN, SLICE
 from agent.peers.outgoing import Outgoing
+from agent.peers.turns import Stream
 from agent.rate import Rate
 from agent.transfer.landing import Landing
 from tests.agent.peers.conftest import CHUNK, Serve, random_bytes
@@ -111,6 +112,25 @@ async def test_a_stream_that_is_not_read_holds_up_no_other_one_to_its_peer(
     assert await received(one, SIZE - 1) == DATA[1:]
     assert await first == SIZE
     await outgoing.close()
+
+
+async def test_while_one_stream_waits_for_its_window_the_next_one_begins(
+    cached: CachedObject, link: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(courier, "LOOK_EVERY", 60.0)  # the first one is not taken for one that is not read
+    one, other, over = await link(), await link(), list[BaseException | None]()
+    sender = courier.Courier(ManualClock())
+    for to, extent in ((one, Extent(0, SIZE)), (other, Extent(CHUNK, CHUNK))):
+        connection = to.transport.get_extra_info("socket").dup()
+        sender.add(Stream(cached, extent, False, connection, to.transport.is_closing, over.append))
+    thread = threading.Thread(target=sender.run)
+    thread.start()
+    assert await received(other, 9) == DATA[CHUNK : CHUNK + 9]
+    assert await received(one, SIZE) == DATA
+    assert await received(other, CHUNK - 9) == DATA[CHUNK + 9 : 2 * CHUNK]
+    await asyncio.to_thread(thread.join, 20)
+    assert over == [None, None]
+    assert cached.when_unread(range(8), lambda: None)
 
 
 async def test_a_peer_that_takes_nothing_is_cut_off(cached: CachedObject, link: Open) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.cache.objects import CachedObject
 from agent.content import Extent, ObjectRef
-from agent.peers.turns import SILENT, Stream, chosen
+from agent.peers.turns import RAMP, SILENT, Stream, beside, chosen
 
 CACHED = CachedObject(ObjectRef("s3://models/llama/weights", "etag-1", 1 << 20), Path("/"), -1, 1, 1 << 20)
 
@@ -61,3 +61,23 @@ def test_whoever_is_blocked_has_its_turn_where_nobody_else_could_send() -> None:
     assert chosen([first, second, third], 11.0) is third
     third.ready = False
     assert chosen([first, second, third], 11.0) is second
+
+
+def test_the_next_stream_goes_beside_one_that_begins_or_ends_and_not_in_between() -> None:
+    first, blocked, waiting, second = streams_of(0, 1, 2, 3)
+    first.extent = Extent(0, 4 * RAMP)
+    blocked.blocked, waiting.ready = True, False
+    streams = [first, blocked, waiting, second]
+    seen = {}
+    for position in (0, RAMP, RAMP + 1, 3 * RAMP - 1, 3 * RAMP, 4 * RAMP - 1):
+        first.position = position
+        seen[position] = beside(streams, first)
+    assert seen == {
+        0: second,
+        RAMP: second,
+        RAMP + 1: None,
+        3 * RAMP - 1: None,
+        3 * RAMP: second,
+        4 * RAMP - 1: second,
+    }
+    assert beside([first], first) is None
