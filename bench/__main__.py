@@ -22,12 +22,11 @@ from bench import (
     warm,
     warm_start,
 )
-from bench.child import BenchError, kept_memory
+from bench.child import BenchError
 from bench.report import document, render, save
 from bench.site import Site
 from bench.workload import Outcome, Workload, run
 
-COPIES = 16  # of the large object: half of it is of use, and a workload writes up to four copies
 WORKLOADS: tuple[Workload, ...] = (
     cold.WORKLOAD,
     cold_mapped.WORKLOAD,
@@ -49,7 +48,7 @@ WORKLOADS: tuple[Workload, ...] = (
 
 def measure(chosen: options.Options) -> list[Outcome]:
     """Run the chosen workloads, one after another. Raises BenchError, RuntimeError (no S3 server)."""
-    with kept_memory(COPIES * chosen.size), Site.started(chosen.rivals) as site:
+    with Site.started(chosen.rivals) as site:
         return [run(one, site, chosen) for one in WORKLOADS if not chosen.only or one.name in chosen.only]
 
 

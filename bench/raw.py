@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
 
+from agent.transfer.landing import write_all
+
 MIB = 1024 * 1024
 RANGE = 8 * MIB
 RECORD = 16 * 1024
@@ -121,5 +123,5 @@ def _receive(connection: Connection, offsets: Iterator[int], size: int, descript
         for offset in range(start, end, MIB):
             part = buffer[: min(MIB, end - offset)]
             connection.take(part)
-            os.pwrite(descriptor, part, offset)
+            write_all(descriptor, part, offset)
     connection.sock.close()

@@ -20,6 +20,7 @@ from agent.content import Extent
 from agent.errors import StoreError, StoreFailed, StoreFull
 from agent.source import Urgency
 
+WRITTEN_AT_ONCE = 256 << 10  # bytes
 ALLOCATED_AT_ONCE = 1 << 20  # bytes; what is smaller is written in one piece anyway
 KEEP_SIZE = 1  # linux/falloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -130,7 +131,7 @@ class Landing:
                 # Measured on ext4: 0.27 CPU-seconds for a GB that is written so, 0.39 block by block.
                 _allocate(self._fd, self._extent)
                 self._allocated = True
-            _write_all(self._fd, data, offset)
+            write_all(self._fd, data, offset)
 
     def _advance(self, position: int, data: memoryview, offset: int) -> None:
         with self._lock:
@@ -158,10 +159,16 @@ def _allocate(fd: int, extent: Extent) -> None:
             raise _refused(error) from error
 
 
-def _write_all(fd: int, data: memoryview, offset: int) -> None:
+def write_all(fd: int, data: memoryview, offset: int) -> None:
+    """Write all bytes, in pieces that fit into small blocks of free memory. Raises StoreFull, StoreFailed.
+
+    For one write the kernel takes page cache in blocks (folios) as large as it, and large ones are those
+    that a virtual machine gives back to its host, which then has to find them again.
+    Measured in one: 1.4 CPU-seconds for a GB that is written MiB by MiB, 0.2 in these pieces.
+    """
     try:
         while data:
-            written = os.pwrite(fd, data, offset)
+            written = os.pwrite(fd, data[:WRITTEN_AT_ONCE], offset)
             data = data[written:]
             offset += written
     except OSError as error:
