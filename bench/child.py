@@ -61,6 +61,19 @@ def run_program(module: str, job: Mapping[str, Any], env: Mapping[str, str] | No
     return Reading(answer["seconds"], answer["size"], answer["cpu_seconds"])
 
 
+@contextlib.contextmanager
+def kept_memory(size: int) -> Iterator[None]:
+    """Keep so much memory at hand for whoever takes it until the block ends (bench/memory.py)."""
+    command = [sys.executable, "-m", "bench.memory", str(size)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.stdin.close()
+
+
 def dd(path: Path, size: int) -> Reading:
     """Read a file to its end with `dd bs=1M`. Raises BenchError, also where it is not `size` bytes long."""
     started = time.monotonic()
