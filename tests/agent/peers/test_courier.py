@@ -6,15 +6,17 @@ import asyncio
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 import pytest
 
 from agent.cache.objects import CachedObject
 from agent.content import Extent, ObjectRef
 from agent.peers import courier
-from agent.peers.courier import ARRIVED_WITHIN, SENT_WITHIN, SLICE
+from agent.peers.courier import ARRIVED_WITHIN, SENT_WITHIN, SLICE, Courier
 from agent.peers.outgoing import Outgoing
 from agent.peers.turns import Stream
 from agent.rate import Rate
@@ -228,27 +230,34 @@ async def test_what_is_sent_keeps_to_the_limit_and_can_be_given_up_meanwhile(
 
 
 async def test_what_a_reader_waits_for_does_not_wait_for_what_the_limit_is_owed_by_others(
-    cached: CachedObject, link: Open
+    cached: CachedObject,
 ) -> None:
-    clock = ManualClock()
-    outgoing, links = Outgoing(clock, Rate(clock, SLICE)), [await link() for _ in range(10)]
-    sending = [
-        asyncio.create_task(outgoing.send(f"peer {number}", to.transport, cached, Extent(0, SLICE + 1)))
-        for number, to in enumerate(links[:-1])
-    ]
-    await asyncio.gather(*(received(to, SLICE) for to in links[:-1]))
-    urgent = outgoing.send("peer 8", links[-1].transport, cached, Extent(CHUNK, 9), urgent=True)
-    sending.append(asyncio.create_task(urgent))
-    wanted = asyncio.create_task(received(links[-1], 9))
-    while not wanted.done():
-        due = asyncio.create_task(clock.next_sleep())
-        await asyncio.wait([due, wanted], return_when=asyncio.FIRST_COMPLETED)
-        due.cancel()
-        clock.advance(1.0)
-    assert (
-        sum(one.done() for one in sending[:-1]) <= 5
-    )  # two had saved up, one had its turn; and one of a race
-    for task in sending:
-        task.cancel()
-    await asyncio.wait(sending, timeout=20)
-    await outgoing.close()
+    asked: SimpleQueue[tuple[bool, Future[None]]] = SimpleQueue()
+
+    def pay(count: int, urgent: bool) -> Future[None]:
+        owed = Future[None]()
+        asked.put((urgent, owed))
+        return owed
+
+    sender = Courier(ManualClock(), pay)
+    thread = threading.Thread(target=sender.run, daemon=True)
+    (one, ours), (other, theirs) = socket.socketpair(), socket.socketpair()
+    with ours, theirs:
+        streams = [
+            Stream(cached, Extent(0, 9), urgent, end, gone=bool, ended=lambda _: None)
+            for urgent, end in ((False, one), (True, other))
+        ]
+        assert sender.add(streams[0])
+        thread.start()
+        urgent, first = await asyncio.to_thread(asked.get, timeout=20)
+        assert not urgent
+        assert not sender.add(streams[1])  # it comes while the other one's bytes are not paid
+        urgent, again = await asyncio.to_thread(asked.get, timeout=20)
+        assert urgent
+        assert first.cancelled()
+        again.set_result(None)
+        urgent, last = await asyncio.to_thread(asked.get, timeout=20)
+        assert urgent
+        last.set_result(None)
+        await asyncio.to_thread(thread.join, 20)
+    assert [stream.position for stream in streams] == [9, 9]
