@@ -9,7 +9,7 @@ stream is silent for long, since whoever waits for bytes takes a silent peer for
 
 A connection that has been idle begins slowly: over busy links, where an answer takes 25 ms, 0.1 s pass until
 it fills one of 200 Mbit/s, and a chunk takes a third of a second. So while a stream begins, or ends, the next
-one may send what the first leaves, and is at full speed when its turn comes.
+one that begins may send what it leaves, and is at full speed when its turn comes.
 """
 
 from __future__ import annotations
@@ -107,4 +107,4 @@ def beside(streams: Sequence[Stream], first: Stream) -> Stream | None:
     if min(first.position - first.extent.offset, first.extent.end - first.position) > RAMP:
         return None
     others = (one for one in streams if one is not first and one.ready and not one.blocked)
-    return next(others, None)
+    return next((one for one in others if one.position - one.extent.offset < RAMP), None)

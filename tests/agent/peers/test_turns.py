@@ -81,3 +81,5 @@ def test_the_next_stream_goes_beside_one_that_begins_or_ends_and_not_in_between(
         4 * RAMP - 1: second,
     }
     assert beside([first], first) is None
+    second.position += RAMP  # it has come to its speed
+    assert beside(streams, first) is None
