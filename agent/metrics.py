@@ -97,7 +97,7 @@ class Metrics:
             "headrace_fill_seconds", "Seconds that a fill took, from its start to the chunk in the index."
         )
         self.prefetch_bytes = self._plain_counter(
-            "headrace_prefetch_bytes_total", "Bytes of the fills that prefetch started."
+            "headrace_prefetch_bytes_total", "Bytes of the fills that prefetch began."
         )
 
     def _declare_state(self) -> None:

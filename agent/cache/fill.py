@@ -198,7 +198,7 @@ class Filler:
         landing.urgency = urgency
         cached.landings[chunk] = landing
         self._store.hold(cached)
-        return Flight(cached, chunk, lane, landing, extent.length)
+        return Flight(cached, chunk, lane, landing, extent.length, ahead=urgency is Urgency.PREFETCH)
 
     def _pump(self, lane: Lane) -> None:
         while (job := lane.pop()) is not None:
@@ -215,6 +215,7 @@ class Filler:
             self._close(flight, State.CANCELLED, None)
         elif error is None:
             self._metrics.fill_seconds.observe(self._clock.monotonic() - flight.started)
+            self._metrics.prefetch_bytes.inc(flight.length if flight.ahead else 0)
             passed = flight.state is State.PASSING
             self._close(flight, State.PASSED if passed else State.DONE, None)
         elif isinstance(error, HeadraceError):

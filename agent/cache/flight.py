@@ -67,6 +67,7 @@ class Flight:
     started: float = 0.0
     task: asyncio.Task[None] | None = None
     error: OriginUnavailable | None = None
+    ahead: bool = False  # a prefetch began it
     told: list[Callable[[HeadraceError | None], None]] = field(default_factory=list)
 
     @property

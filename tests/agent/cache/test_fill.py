@@ -397,6 +397,11 @@ async def test_prefetch_fills_without_a_reader_and_a_reader_joins_it(node: Node)
     assert await within(read.result) == read.expected
     await node.flights_end(2)
     assert (list(node.cached.present), len(node.source.fetches)) == ([1, 1, 0, 0, 0], 2)
+    await within(node.read(2 * CHUNK, 10).result)
+    await node.flights_end()
+    assert node.metrics.counters()["headrace_prefetch_bytes_total"] == 2 * CHUNK, (
+        "the third was read for itself"
+    )
 
 
 async def test_a_reader_that_leaves_a_prefetch_does_not_end_it(node: Node) -> None:
