@@ -181,7 +181,7 @@ class Evictor:
             if complete:
                 chunks: tuple[Chunk, ...] = ()
             elif opened is not None:
-                chunks = _chunks(opened, self._claims.awaited(one.key))
+                chunks = self._chunks(opened)
             else:
                 chunks = tuple(
                     Chunk(number, chunk_extent(number, one.size, one.chunk_size).length)
@@ -190,6 +190,15 @@ class Evictor:
             last_use = one.last_use if opened is None else max(one.last_use, opened.last_use)
             candidates.append(Candidate(one.key, one.bytes, last_use, complete, one.key in mounted, chunks))
         return candidates
+
+    def _chunks(self, cached: CachedObject) -> tuple[Chunk, ...]:
+        """The chunks of an open object that may go: those present, which nobody fills or waits with."""
+        awaited: Set[int] = self._claims.awaited(cached.ref.key) if cached.landings else set()
+        return tuple(
+            Chunk(number, cached.extent(number).length, cached.chunk_uses[number])
+            for number, present in enumerate(cached.present)
+            if present and number not in awaited
+        )
 
     def _opened(self, directory: Directory, key: str) -> CachedObject | None:
         """The object if it is open in this directory: one that failed and came back may have old copies."""
@@ -212,21 +221,12 @@ class Evictor:
             freed = await self._store.take_closed(directory, removal.key, removal.chunks)
             self._metrics.evicted_chunks.inc(len(removal.chunks) if freed else 0)
         else:
-            awaited = self._claims.awaited(removal.key)
+            awaited = self._claims.awaited(removal.key)  # somebody may have come for them since
             chunks = tuple(chunk for chunk in removal.chunks if chunk not in awaited)
             freed = await self._store.take_chunks(removal.key, chunks) if chunks else 0
             self._metrics.evicted_chunks.inc(len(chunks) if freed else 0)
         self._metrics.evicted_bytes.inc(freed)
         return freed
-
-
-def _chunks(cached: CachedObject, awaited: Set[int]) -> tuple[Chunk, ...]:
-    """The chunks of an open object that may go: those present, which nobody fills or waits with."""
-    return tuple(
-        Chunk(number, cached.extent(number).length, cached.chunk_uses[number])
-        for number, present in enumerate(cached.present)
-        if present and number not in awaited
-    )
 
 
 async def _nothing(directory: Directory, length: int) -> bool:

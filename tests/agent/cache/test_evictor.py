@@ -17,6 +17,7 @@ from agent.cache.store import Store
 from agent.content import Extent, ObjectRef
 from agent.errors import StoreFailed
 from agent.metrics import Metrics
+from agent.transfer.landing import Landing
 from tests.agent.cache.conftest import CHUNK, open_store
 from tests.fakes.clock import ManualClock
 
@@ -162,7 +163,8 @@ async def test_what_is_leased_pinned_or_complete_and_open_stays(tmp_path: Path) 
 async def test_what_a_read_wants_together_with_another_chunk_stays(tmp_path: Path) -> None:
     site = await make(tmp_path)
     cached = await site.add("part", 9, 4, keep=True)
-    site.claims.wanted = {0, 2}
+    cached.landings[4] = Landing(cached.fd, cached.extent(4))
+    site.claims.wanted = {0, 2, 4}
     assert await site.evict(9)
     assert list(cached.present) == [1, 0, 1, 0, 0, 0, 0, 0, 0]
     await site.end()
