@@ -48,6 +48,7 @@ ASK_WITHIN = 0.25  # seconds that a reader waits for its routes: gathering takes
 CALL_WITHIN = 2.0  # seconds for a call that no reader waits for
 ASKS = 8  # times that a place is asked for in a row
 TELL_AFTER = 0.02  # seconds in which what there is to tell gathers
+AGAIN_AFTER = 0.05  # seconds after which another tracker is asked for digests, doubled each time
 ANNOUNCE_EVERY = 2.0  # seconds; a third of the tracker's lease
 
 
@@ -217,14 +218,19 @@ class RelayGuide:
             return None
 
     async def _poll(self, key: str, book: Book) -> None:
-        """Ask for digests for as long as somebody waits for one."""
+        """Ask for digests for as long as somebody waits for one.
+
+        Where a tracker does not answer the next one is asked soon: what has arrived waits for its digests.
+        """
+        pace = AGAIN_AFTER
         try:
             while book.waiting:
                 tracker = self._tracker(book.group)
                 after = book.upto if book.tracker == tracker.name else 0
                 reply = await self._say(tracker, Batch(zone=self._own.zone, digests=[(key, after)]))
-                pace = ANNOUNCE_EVERY
-                if reply is not None:
+                if reply is None:
+                    pace = min(2 * pace, ANNOUNCE_EVERY)
+                else:
                     found = reply.digests[0]
                     book.upto, book.tracker, pace = found.upto, tracker.name, found.pace
                     book.learn(units_of(found.units))

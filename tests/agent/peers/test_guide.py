@@ -198,6 +198,23 @@ async def test_where_a_tracker_is_gone_the_next_one_answers_the_same_reader(memb
     assert list(await member.guide.parents(ref, FIRST) or ()) == [holder]
 
 
+async def test_where_a_tracker_is_gone_digests_come_from_the_next_one_and_not_after_a_turn_of_announcing(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guide_module, "ANNOUNCE_EVERY", 3600.0)
+    name = f"127.0.0.1:{free_ports(1)[0]}"
+    gone, head_of_it = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
+    ref = next(
+        one
+        for one in objects()
+        if _tracker(one, gone, OWN, head_of_it) == gone and _tracker(one, OWN, head_of_it) == OWN
+    )
+    member.discovery.set([gone, head_of_it])
+    made = [(ref.key, [(4, (b"4" * 16).hex())])]
+    member.tracking.answer(head_of_it.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=made))
+    assert await asyncio.wait_for(member.guide.digest(ref, 4), 10) == b"4" * 16
+
+
 async def announced_with_an_ask(heard: asyncio.Queue[Batch]) -> object:
     """The first standing that a tracker is told in the same request as an ask: span, chunks, place."""
     async with asyncio.timeout(10):
