@@ -111,7 +111,7 @@ async def test_what_a_childs_reader_waits_for_overtakes_what_is_queued_at_its_pa
         wires += [await asked(parent, tokens, ref, chunk, urgent) for chunk, urgent in order[1:]]
         gate.open.set()
         async with asyncio.timeout(WITHIN):
-            # At once: a stream that is not read holds up the others to the same peer.
+            # At once: a stream that is not read holds up the others to the same peer for a while.
             bodies = await asyncio.gather(*(wire.reader.readexactly(CHUNK) for wire in wires))
         assert bodies == [part(chunk) for chunk, _ in order]
         assert [extent.offset // CHUNK for extent in parent.origin.fetches] == [0, 1, 5, 3, 2]
