@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,12 @@ def objects() -> Iterator[ObjectRef]:
 
 def tracked_by(peer: Peer, *others: Peer) -> ObjectRef:
     """An object whose tracker a peer is."""
-    return next(ref for ref in objects() if _tracker(ref, peer, *others) == peer)
+    return led_by((peer, *others))
+
+
+def led_by(*groups: Sequence[Peer]) -> ObjectRef:
+    """An object whose tracker is the first of each of these groups of live peers."""
+    return next(ref for ref in objects() if all(_tracker(ref, *group) == group[0] for group in groups))
 
 
 def _tracker(ref: ObjectRef, *peers: Peer) -> Peer | None:
@@ -133,11 +138,7 @@ async def test_after_a_failure_the_other_parents_serve_while_a_new_tracker_is_si
     with socket.create_server(("127.0.0.1", 0)) as never_accepts:
         name = f"127.0.0.1:{never_accepts.getsockname()[1]}"
         silent = Peer(name, name)
-        ref = next(
-            one
-            for one in objects()
-            if _tracker(one, OWN, *others) == OWN and _tracker(one, silent, OWN, *others) == silent
-        )
+        ref = led_by((OWN, *others), (silent, OWN, *others))
         member.discovery.set(others)
         for one in others:
             member.tracking.answer(one.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)]))
@@ -161,9 +162,7 @@ async def test_a_new_tracker_hears_where_a_member_stands_with_its_first_ask(
     served = await serve(calls={CALL: track})
     new = Peer(served.address, served.address)
     other = Peer("127.0.0.1:2", "127.0.0.1:2")
-    ref = next(
-        one for one in objects() if _tracker(one, OWN, other) == OWN and _tracker(one, new, OWN) == new
-    )
+    ref = led_by((OWN, other), (new, OWN))
     member.discovery.set([other])
     assert list(await member.guide.parents(ref, FIRST) or ()) == []
     member.discovery.set([new])
@@ -188,11 +187,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_where_a_tracker_is_gone_the_next_one_answers_the_same_reader(member: Member) -> None:
     name = f"127.0.0.1:{free_ports(1)[0]}"
     gone, holder = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
-    ref = next(
-        one
-        for one in objects()
-        if _tracker(one, gone, OWN, holder) == gone and _tracker(one, OWN, holder) == OWN
-    )
+    ref = led_by((gone, OWN, holder), (OWN, holder))
     member.discovery.set([gone, holder])
     member.tracking.answer(holder.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)]))
     assert list(await member.guide.parents(ref, FIRST) or ()) == [holder]
@@ -204,11 +199,7 @@ async def test_where_a_tracker_is_gone_digests_come_from_the_next_one_and_not_af
     monkeypatch.setattr(guide_module, "ANNOUNCE_EVERY", 3600.0)
     name = f"127.0.0.1:{free_ports(1)[0]}"
     gone, head_of_it = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
-    ref = next(
-        one
-        for one in objects()
-        if _tracker(one, gone, OWN, head_of_it) == gone and _tracker(one, OWN, head_of_it) == OWN
-    )
+    ref = led_by((gone, OWN, head_of_it), (OWN, head_of_it))
     member.discovery.set([gone, head_of_it])
     made = [(ref.key, [(4, (b"4" * 16).hex())])]
     member.tracking.answer(head_of_it.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=made))
@@ -269,11 +260,7 @@ async def test_a_member_that_has_to_wait_for_its_place_keeps_the_one_it_had_for_
 
     one, two = [await serve(name, calls={CALL: call}) for name, call in (("one", first), ("two", then))]
     tracker, second = Peer(one.address, one.address), Peer(two.address, two.address)
-    ref = next(
-        ref
-        for ref in objects()
-        if _tracker(ref, tracker, OWN) == tracker and _tracker(ref, second, OWN) == second
-    )
+    ref = led_by((tracker, OWN), (second, OWN))
     member.discovery.set([tracker])
     await member.guide.parents(ref, FIRST)
     member.guide.failed(ref, FIRST, second, "silent")
