@@ -1,4 +1,4 @@
-"""Time, injected: nothing in the agent asks the operating system for it directly."""
+"""Time, injected: nothing in the agent asks the operating system for it directly. And waiting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Timer(Protocol):
@@ -55,3 +55,19 @@ class SystemClock:
 
     async def sleep(self, delay: float) -> None:
         await asyncio.sleep(delay)
+
+
+async def ended(work: asyncio.Future[Any]) -> bool:
+    """Wait until the work is over, however often the waiting task is cancelled; whether it was.
+
+    It raises nothing, and an error of the work counts as seen; whoever wants it asks for the `result`.
+    """
+    cancelled = False
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError:
+            cancelled = True
+    if not work.cancelled():
+        work.exception()
+    return cancelled

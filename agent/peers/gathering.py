@@ -13,13 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agent.cache.fill import Filler
 from agent.cache.store import Store
-from agent.clock import Clock
+from agent.clock import Clock, ended
 from agent.errors import HeadraceError, StoreFailed
 from agent.metrics import Metrics
 from agent.peers.held import Held
@@ -223,7 +222,5 @@ class Gathering:
 async def _to_the_end(work: Coroutine[None, None, None]) -> None:
     """Do it to the end, however often the task is cancelled meanwhile."""
     task = asyncio.ensure_future(work)
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
+    await ended(task)
     task.result()

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from agent.cache.objects import CachedObject
-from agent.clock import Clock
+from agent.clock import Clock, ended
 from agent.content import Extent
 from agent.peers.courier import SENT_WITHIN, Courier
 from agent.peers.turns import Stream, landing_of
@@ -86,11 +86,16 @@ class Outgoing:
         try:
             if visited.courier.add(stream):
                 self._start(visited.courier)
-            await _ended(over, functools.partial(visited.courier.give_up, stream))
+            await asyncio.wait([over])
+        except asyncio.CancelledError:
+            visited.courier.give_up(stream)
+            await ended(over)
+            raise
         finally:
             visited.streams -= 1
             if not visited.streams:
                 del self._visited[peer]
+        over.result()
         return stream.position - extent.offset
 
     def _start(self, courier: Courier) -> None:
@@ -133,18 +138,3 @@ def _settle(over: asyncio.Future[None], error: BaseException | None) -> None:
         over.set_result(None)
     else:
         over.set_exception(error)
-
-
-async def _ended(over: asyncio.Future[None], give_up: functools.partial[None]) -> None:
-    """Wait for the end of a stream; cancelled, give it up and still wait, however often that happens."""
-    cancelled = False
-    while not over.done():
-        try:
-            await asyncio.wait([over])
-        except asyncio.CancelledError:
-            cancelled = True
-            give_up()
-    if cancelled:
-        over.exception()
-        raise asyncio.CancelledError
-    over.result()

@@ -19,7 +19,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Protocol
 
 from agent.cache.whole import Stating
-from agent.clock import Clock, timeout
+from agent.clock import Clock, ended, timeout
 from agent.content import Extent, ObjectRef
 from agent.errors import (
     HeadraceError,
@@ -279,13 +279,5 @@ def _reason(error: HeadraceError | TimeoutError) -> Reason:
 async def _over(work: asyncio.Future[None]) -> None:
     """End a piece of work; when this returns it is over, however often the waiting task is cancelled."""
     work.cancel()
-    cancelled = False
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError:
-            cancelled = True
-    if not work.cancelled():
-        work.exception()
-    if cancelled:
+    if await ended(work):
         raise asyncio.CancelledError

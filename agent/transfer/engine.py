@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 
-from agent.clock import Clock
+from agent.clock import Clock, ended
 from agent.content import Extent
 from agent.errors import (
     AccessDenied,
@@ -61,7 +61,7 @@ class Engine:
         except asyncio.CancelledError:
             transfer.abort()
             if not job.cancel():  # False where a thread has it already
-                await _ended(work)
+                await ended(work)
             raise
 
     async def close(self) -> None:
@@ -155,15 +155,6 @@ class Engine:
                 entries.append((self._clock.monotonic(), connection))
                 return
         connection.close()
-
-
-async def _ended(work: asyncio.Future[None]) -> None:
-    """Wait for the thread however often the waiting task is cancelled: the second must not let go early."""
-    while not work.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.wait([work])
-    if not work.cancelled():
-        work.exception()
 
 
 class _Transfer:
