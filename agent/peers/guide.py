@@ -48,7 +48,7 @@ ASK_WITHIN = 0.25  # seconds that a reader waits for its routes: gathering takes
 CALL_WITHIN = 2.0  # seconds for a call that no reader waits for
 ASKS = 8  # times that a place is asked for in a row
 TELL_AFTER = 0.02  # seconds in which what there is to tell gathers
-AGAIN_AFTER = 0.05  # seconds after which another tracker is asked for digests, doubled each time
+AGAIN_AFTER = 0.05  # seconds, doubled each time that a tracker is asked for digests and does not answer
 ANNOUNCE_EVERY = 2.0  # seconds; a third of the tracker's lease
 
 

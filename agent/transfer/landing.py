@@ -20,8 +20,8 @@ from agent.content import Extent
 from agent.errors import StoreError, StoreFailed, StoreFull
 from agent.source import Urgency
 
-WRITTEN_AT_ONCE = 256 << 10  # bytes
-ALLOCATED_AT_ONCE = 1 << 20  # bytes; what is smaller is written in one piece anyway
+WRITTEN_AT_ONCE = 256 << 10  # bytes of one pwrite, see `write_all`
+ALLOCATED_AT_ONCE = 1 << 20  # bytes; of smaller chunks all is written soon after the first byte
 KEEP_SIZE = 1  # linux/falloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
