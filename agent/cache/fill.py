@@ -16,7 +16,7 @@ from agent.cache.flight import Flight, Reader, State
 from agent.cache.lanes import Lane
 from agent.cache.objects import CachedObject
 from agent.cache.passing import PassingChunks, PassingLanding
-from agent.cache.setbacks import Setbacks, backoff
+from agent.cache.setbacks import Setbacks, backoff, respite
 from agent.cache.store import Store
 from agent.clock import Clock, timeout
 from agent.content import ObjectRef
@@ -138,6 +138,10 @@ class Filler:
         flight.owners.add(owner)
         flight.told.append(told)
         return True
+
+    async def rest(self, attempt: int) -> None:
+        """Wait until chunks that could not be preloaded may be asked for once more."""
+        await self._clock.sleep(respite(attempt, self._rng))
 
     def disown(self, owner: object) -> None:
         """The owner is gone: what was only queued for it is dropped; what is arriving is kept and ends."""

@@ -12,6 +12,10 @@ LAST_BACKOFF = 5.0
 # A read that failed is asked again by the kernel at once, page by page: within this many seconds it gets the
 # same answer without another wait.
 SETBACK_SECONDS = 1.0
+FIRST_RESPITE = (
+    2 * SETBACK_SECONDS
+)  # before what was to be filled ahead is tried again; at least a half of it
+LAST_RESPITE = 60.0
 MANY = 1000  # setbacks; beyond them those that are over are dropped
 
 
@@ -49,3 +53,9 @@ def backoff(attempt: int, retry_after: float | None, deadline: float, rng: rando
         return min(retry_after + rng.uniform(0, FIRST_BACKOFF), deadline)
     step = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt, 10))
     return min(rng.uniform(step / 2, step), deadline)
+
+
+def respite(attempt: int, rng: random.Random) -> float:
+    """Seconds before chunks that nobody waits for, and that could not be had, are tried once more."""
+    step = min(LAST_RESPITE, FIRST_RESPITE * 2.0 ** min(attempt, 10))
+    return rng.uniform(step / 2, step)
