@@ -117,14 +117,14 @@ class Cluster:
         store, clock, metrics, limit = self._store, self._clock, self._metrics, self._upload
         ownership = Ownership(store, filler, self._small, clock, metrics, limit)
         filler.foresee = self._small.foresee
-        calls = {CALL: self._tracking.call, small.CALL: ownership.call}
+        calls = {CALL: self._tracking.call, small.CALL: ownership.call, small.OLD_CALL: small.answer_old}
         if self._holding is not None:
             calls[holding.CALL] = self._holding.call
         if self._config.swarm:
             self.swarming = await self._in_swarm(filler)
             calls[SWARM_CALL] = self.swarming.call
         helper = _Helping(filler, self._guide)
-        binary = frozenset({small.CALL})
+        binary = frozenset({small.CALL, small.OLD_CALL})
         exchange = Exchange(store, self._tokens, clock, metrics, calls, helper, limit, binary)
         await exchange.start(self._config.address)
         self._stack.push_async_callback(exchange.close)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from agent.content import Extent, ObjectRef, chunk_count
 from agent.peers.messages import Reason, SpanId
 from agent.peers.relay import SPAN, Place
+from agent.peers.units import digests_name
 
 MOST_UNITS = 1 << 18  # digests that are kept: of 64 GiB, in about 40 MB
 UNITS_AT_ONCE = 8192  # digests in one batch: about 400 KB of JSON
@@ -66,7 +67,7 @@ class Outbox:
         """Some of the digests, as the wire has them; the others stay."""
         taken: dict[str, list[tuple[int, str]]] = {}
         for key, unit in list(self.made)[:UNITS_AT_ONCE]:
-            taken.setdefault(key, []).append((unit, self.made.pop((key, unit)).hex()))
+            taken.setdefault(digests_name(key), []).append((unit, self.made.pop((key, unit)).hex()))
         return list(taken.items())
 
 

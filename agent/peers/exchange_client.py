@@ -35,6 +35,10 @@ class PeerSilent(HeadraceError):
     """A peer did not answer a call in time, or not as a peer does."""
 
 
+class CallUnknown(PeerSilent):
+    """A peer does not know a call: its agent is of another version."""
+
+
 class ExchangeClient:
     """This agent as a client of its peers. Made and used on one loop."""
 
@@ -81,7 +85,8 @@ class ExchangeClient:
         await self._engine.receive(get, sink)
 
     async def call(self, peer: Peer, name: str, body: bytes, within: float) -> bytes:
-        """`POST /peer/v1/<name>`: the answer's body. Raises PeerSilent, at the latest after `within` s."""
+        """`POST /peer/v1/<name>`: the answer's body. Raises PeerSilent, at the latest after `within` s;
+        CallUnknown where the peer has no such call."""
         target = f"{PREFIX}/{name}"
         headers = {"Authorization": self._tokens.issue(peer.address, Bound.of("POST", target, body))}
         if body:
@@ -94,7 +99,8 @@ class ExchangeClient:
                 ) as answer,
             ):
                 if answer.status != 200:
-                    raise PeerSilent(f"{peer.name} answers {answer.status} to {name}")
+                    failure = CallUnknown if answer.status == 404 else PeerSilent
+                    raise failure(f"{peer.name} answers {answer.status} to {name}")
                 return await _read(answer, peer)
         except TimeoutError:
             raise PeerSilent(f"{peer.name} did not answer {name} within {within:g} s") from None

@@ -28,7 +28,7 @@ from agent.peers.member import Peer
 from agent.peers.messages import Reason
 from agent.peers.placement import tracker_of
 from agent.peers.tracking import Tracking
-from agent.peers.units import UNIT, unit_digest, unit_end
+from agent.peers.units import UNIT, digests_name, unit_digest, unit_end
 from agent.peers.wire import (
     CALL,
     Ask,
@@ -227,7 +227,8 @@ class RelayGuide:
             while book.waiting:
                 tracker = self._tracker(book.group)
                 after = book.upto if book.tracker == tracker.name else 0
-                reply = await self._say(tracker, Batch(zone=self._own.zone, digests=[(key, after)]))
+                batch = Batch(zone=self._own.zone, digests=[(digests_name(key), after)])
+                reply = await self._say(tracker, batch)
                 if reply is None:
                     pace = min(2 * pace, ANNOUNCE_EVERY)
                 else:

@@ -25,7 +25,7 @@ from agent.content import ObjectRef
 from agent.errors import BadRequest
 from agent.metrics import Metrics
 from agent.peers.discovery import Discovery
-from agent.peers.exchange_client import ExchangeClient, PeerSilent
+from agent.peers.exchange_client import CallUnknown, ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.placement import owners_of
@@ -235,10 +235,14 @@ class SmallObjects:
             self._send_soon(queue)
 
     async def _answer(self, queue: _Queue, batch: list[_Wish]) -> dict[str, Frame]:
-        """The peer's answer; nothing from one that gives none, which is left out for a while."""
+        """The peer's answer; nothing from one that gives none, which is left out for a while
+        unless it is of another version."""
         peer, body = queue.peer, request_of((wish.ref for wish in batch), fetch=queue.fetch)
         try:
             frames = parse_answer(await self._client.call(peer, CALL, body, CALL_WITHIN))
+        except CallUnknown as error:
+            log.info("small objects come from the origin: %s", error)
+            return {}
         except (PeerSilent, BadRequest) as error:
             self._metrics.peer_failures["silent"].inc()
             rest = self._liveness.failed(peer.name)

@@ -27,7 +27,7 @@ READING = 8  # answers that are put together at a time: 16 MiB
 
 
 class Ownership:
-    """Answers `POST /peer/v1/small`. Used on the loop."""
+    """Answers `POST /peer/v1/small-xxh3`. Used on the loop."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Small objects on the wire: many are asked for in one `POST /peer/v1/small`, and come in one answer.
+"""Small objects on the wire: many are asked for in one `POST /peer/v1/small-xxh3`, and come in one answer.
 
 The request is JSON: which objects, and whether what is not here should be fetched. The answer is frames, one
 for each object: key (16 bytes), state (1), length (4, little-endian), digest (16, agent/peers/units.py), and
@@ -19,7 +19,8 @@ from agent.content import ObjectRef
 from agent.errors import BadRequest
 from agent.peers.units import UNIT, unit_digest
 
-CALL = "small"
+CALL = "small-xxh3"
+OLD_CALL = "small"  # of agents whose digests are BLAKE3; their answers look the same
 SMALL = UNIT  # bytes: nothing below a unit can be passed on while it arrives, so a relay is only more hops
 MOST_OBJECTS = 256  # in one request: a name of S3 has 1,024 bytes at most, a body 1 MiB
 MOST_BYTES = 2 << 20  # in one answer, which both ends hold in memory
@@ -107,6 +108,11 @@ def answer_of(frames: Iterable[Frame]) -> bytes:
         parts.append(_FRAME.pack(bytes.fromhex(one.key), one.state, len(one.data), one.digest))
         parts.append(one.data)
     return b"".join(parts)
+
+
+async def answer_old(sender: str, body: bytes) -> bytes:
+    """No object: an agent that asks by `OLD_CALL` goes to the origin then, and blames nobody."""
+    return answer_of(())
 
 
 def parse_answer(body: bytes) -> dict[str, Frame]:

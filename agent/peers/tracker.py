@@ -26,6 +26,7 @@ from agent.peers.messages import Answer, Digests, Reason, Renewal, SpanId, Stand
 from agent.peers.relay import SPAN
 from agent.peers.reputation import Reputation
 from agent.peers.span import SpanRelay
+from agent.peers.units import digests_name
 
 LEASE = 6.0  # seconds without a word after which a member is forgotten; it announces every 2 s
 GATHER = 0.04  # seconds: agents that are told of the same work begin with no longer gaps
@@ -153,14 +154,17 @@ class Tracker:
             for span in member.spans:
                 self._drop(name, span)
 
-    def made(self, name: str, key: str, units: Mapping[int, bytes]) -> None:
-        """A member read units of an object from the origin: these are their digests."""
-        if name in self._members:
-            self._books[key].add(name, units)
+    def made(self, name: str, book: str, units: Mapping[int, bytes]) -> None:
+        """A member read units of an object from the origin: these are their digests.
 
-    def digests(self, key: str, after: int = 0) -> Digests:
+        `book` is what the member calls them (agent/peers/units.py, `digests_name`).
+        """
+        if name in self._members:
+            self._books[book].add(name, units)
+
+    def digests(self, book: str, after: int = 0) -> Digests:
         """The digests of an object's units that became known since the answer whose `upto` is `after`."""
-        upto, units = self._books[key].since(after) if key in self._books else (0, {})
+        upto, units = self._books[book].since(after) if book in self._books else (0, {})
         return Digests(upto, max(0.05, len(self._members) / REQUESTS), units)
 
     def _hear(self, peer: Peer) -> _Member:
@@ -237,7 +241,8 @@ class Tracker:
                 del self._spans[span]
                 self._gathering.pop(span, None)
                 if not any(other.key == span.key for other in self._spans):
-                    self._books.pop(span.key, None)
+                    self._books.pop(digests_name(span.key), None)
+                    self._books.pop(span.key, None)  # those of BLAKE3, of agents before xxh3
 
     def _expire(self) -> None:
         """Forget whoever was not heard of within a lease; at most once a second."""

@@ -24,6 +24,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=256)]
 _Number = Annotated[int, Field(ge=0, lt=1 << 40)]
 _Bits = Annotated[int, Field(ge=0, le=ALL)]
 _Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+_Book = _Key  # agent/peers/units.py, `digests_name`
 _Span = tuple[_Key, _Number]
 _Place = tuple[_Number, _Number, _Number, _Number, _Number]
 _Units = Annotated[list[tuple[_Number, _Digest]], Field(max_length=MOST_UNITS)]
@@ -46,8 +47,8 @@ class Batch(_Model):
     failed: Annotated[
         list[tuple[_Span, Annotated[int, Field(ge=0, lt=SPAN)], _Name, Reason]], Field(max_length=MOST)
     ] = []
-    made: Annotated[list[tuple[_Key, _Units]], Field(max_length=MOST)] = []
-    digests: Annotated[list[tuple[_Key, _Number]], Field(max_length=MOST)] = []
+    made: Annotated[list[tuple[_Book, _Units]], Field(max_length=MOST)] = []
+    digests: Annotated[list[tuple[_Book, _Number]], Field(max_length=MOST)] = []
 
 
 class _Answer(_Model):

@@ -22,7 +22,7 @@ from agent.peers.messages import ALL, SpanId
 from agent.peers.relay import SPAN
 from agent.peers.secrets import Secrets
 from agent.peers.token import Bound, Tokens, body_digest
-from agent.peers.units import UNIT, unit_digest
+from agent.peers.units import UNIT, digests_name, unit_digest
 from agent.peers.wire import Batch
 
 FAULTS = ("flips", "stalls", "trickles", "ignores Range", "closes", "lies about the length")
@@ -134,7 +134,7 @@ class RoguePeer:
             for key, data in self._data.items()
             for number in range(-(-chunk_count(len(data), CHUNK) // SPAN))
         ]
-        made = [(key, _digests(data)) for key, data in self._data.items()]
+        made = [(digests_name(key), _digests(data)) for key, data in self._data.items()]
         body = Batch(announce=spans, whole=True, made=made).model_dump_json().encode()
         target = "/peer/v1/track"
         headers = {

@@ -26,6 +26,7 @@ from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
+from agent.peers.units import digests_name
 from agent.peers.wire import CALL, Batch, Reply, answer_as, parse_batch
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import CHUNK, Serve, secret_file
@@ -201,9 +202,25 @@ async def test_where_a_tracker_is_gone_digests_come_from_the_next_one_and_not_af
     gone, head_of_it = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
     ref = led_by((gone, OWN, head_of_it), (OWN, head_of_it))
     member.discovery.set([gone, head_of_it])
-    made = [(ref.key, [(4, (b"4" * 16).hex())])]
+    made = [(digests_name(ref.key), [(4, (b"4" * 16).hex())])]
     member.tracking.answer(head_of_it.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=made))
     assert await asyncio.wait_for(member.guide.digest(ref, 4), 10) == b"4" * 16
+
+
+async def test_digests_of_agents_of_another_version_are_not_known_here_and_ours_not_there(
+    member: Member,
+) -> None:
+    older = Peer("127.0.0.1:2", "127.0.0.1:2")
+    ref = led_by((OWN, older))
+    member.discovery.set([older])
+    of_older = (ref.key, [(4, (b"4" * 16).hex())])
+    of_newer = (digests_name(ref.key), [(5, (b"5" * 16).hex())])
+    told = Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=[of_older, of_newer])
+    member.tracking.answer(older.name, told)
+    assert await asyncio.wait_for(member.guide.digest(ref, 5), 10) == b"5" * 16
+    assert member.guide.known(ref, 4) is None
+    reply = member.tracking.answer(older.name, Batch(digests=[(ref.key, 0)]))
+    assert [unit for unit, _ in reply.digests[0].units] == [4]
 
 
 async def announced_with_an_ask(heard: asyncio.Queue[Batch]) -> object:

@@ -23,7 +23,7 @@ from agent.peers.owners import SLOT, Elsewhere, SmallObjects
 from agent.peers.ownership import Ownership
 from agent.peers.placement import owners_of
 from agent.peers.secrets import Secrets
-from agent.peers.small import CALL, Frame, State, answer_of, parse_request
+from agent.peers.small import CALL, OLD_CALL, Frame, State, answer_of, parse_request
 from agent.peers.token import Tokens
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import Serve, random_bytes, secret_file
@@ -126,6 +126,16 @@ async def test_wrong_bytes_are_not_taken_and_their_sender_is_left_out(serve: Ser
     assert await asking.fetch([first]) == [Elsewhere.ORIGIN]
     assert not asking.liveness.usable(peer.name)
     assert asking.metrics.peer_failures["wrong"]._value.get() == 1
+
+
+async def test_an_owner_of_another_version_is_left_in_peace(serve: Serve, asking: Asking) -> None:
+    served = await serve("owner", {OLD_CALL: Scripted().call})
+    peer = Peer(served.address, served.address)
+    asking.discovery.set([peer])
+    first, *_ = asking.owned_by(peer)
+    assert await asking.fetch([first]) == [Elsewhere.ORIGIN]
+    assert asking.liveness.usable(peer.name)
+    assert not asking.metrics.peer_failures["silent"]._value.get()
 
 
 async def test_an_owner_that_is_gone_is_left_out_and_the_next_one_asked(serve: Serve, asking: Asking) -> None:

@@ -18,6 +18,7 @@ from agent.peers.small import (
     Frame,
     State,
     answer_of,
+    answer_old,
     batch_of,
     parse_answer,
     parse_request,
@@ -78,6 +79,10 @@ def test_a_request_takes_as_many_as_its_answer_has_room_for() -> None:
     assert batch_of([REF] * 1000) == MOST_OBJECTS
     assert batch_of([ObjectRef("s3://b/k", "v", SMALL)] * 10) == MOST_BYTES // SMALL
     assert batch_of([REF]) == 1
+
+
+async def test_an_agent_of_another_version_is_answered_and_given_nothing() -> None:
+    assert parse_answer(await answer_old("older", request_of([REF], fetch=True))) == {}
 
 
 def test_bytes_of_another_length_or_digest_are_not_right() -> None:
