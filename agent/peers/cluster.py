@@ -29,6 +29,7 @@ from agent.peers.member import Peer
 from agent.peers.owners import SmallObjects
 from agent.peers.ownership import Ownership
 from agent.peers.piece_hashes import PieceHashes
+from agent.peers.pulse import Pulse
 from agent.peers.secrets import Secrets
 from agent.peers.source import PeerSource
 from agent.peers.swarm_wire import CALL as SWARM_CALL
@@ -36,7 +37,7 @@ from agent.peers.swarming import Members, Swarming
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
-from agent.peers.wire import CALL
+from agent.peers.wire import CALL, OLD_CALL
 from agent.rate import Rate
 from agent.source import Urgency
 from agent.transfer.engine import Engine
@@ -117,7 +118,8 @@ class Cluster:
         store, clock, metrics, limit = self._store, self._clock, self._metrics, self._upload
         ownership = Ownership(store, filler, self._small, clock, metrics, limit)
         filler.foresee = self._small.foresee
-        calls = {CALL: self._tracking.call, small.CALL: ownership.call, small.OLD_CALL: small.answer_old}
+        calls = {CALL: self._tracking.call, OLD_CALL: self._tracking.call_old}
+        calls |= {small.CALL: ownership.call, small.OLD_CALL: small.answer_old}
         if self._holding is not None:
             calls[holding.CALL] = self._holding.call
         if self._config.swarm:
@@ -132,6 +134,10 @@ class Cluster:
         self._stack.push_async_callback(self._discovery.close)
         self._guide.start()
         self._stack.push_async_callback(self._guide.close)
+        upload = self._config.upload_limit
+        pulse = Pulse(self.source.intake, exchange.outgoing, self._guide.receives, clock, upload)
+        pulse.start()
+        self._stack.push_async_callback(pulse.close)
         if self.swarming is not None:
             self.swarming.start()
             self._stack.push_async_callback(self.swarming.close)

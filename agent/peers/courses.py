@@ -29,6 +29,21 @@ class Course:
     told: str = ""  # the tracker that knows of this standing
     without: set[str] = field(default_factory=set)
     asking: asyncio.Task[None] | None = None
+    slow: frozenset[str] = frozenset()  # whom the tracker gives no children
+    answered: asyncio.Event = field(default_factory=asyncio.Event)  # with other ones: set at the next answer
+
+    def learn(self, place: Place | None, routes: tuple[tuple[str, ...], ...], slow: frozenset[str]) -> None:
+        """Go by these routes from now on, and let those look who are on their way."""
+        self.place, self.routes, self.slow, self.stale = place, routes, slow, False
+        self.answered.set()
+        self.answered = asyncio.Event()
+
+    def left_by(self, own: str, chunk: int, parent: str) -> bool:
+        """Whether a stream from a parent is to be left: it is slow, or this agent is and belongs elsewhere.
+
+        `own` is this agent's name, `parent` "" for the origin."""
+        route = self.routes[chunk] if chunk < len(self.routes) else ()
+        return parent in self.slow or (own in self.slow and bool(route) and parent not in route)
 
 
 @dataclass(slots=True)
@@ -59,9 +74,10 @@ class Outbox:
     failed: list[tuple[SpanId, int, str, Reason]] = field(default_factory=list)
     released: list[SpanId] = field(default_factory=list)
     made: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    speeds: bool = False  # every batch tells how fast this agent receives; this one is for that
 
     def __bool__(self) -> bool:
-        return bool(self.done or self.failed or self.made or self.released)
+        return bool(self.done or self.failed or self.made or self.released or self.speeds)
 
     def take_made(self) -> list[tuple[str, list[tuple[int, str]]]]:
         """Some of the digests, as the wire has them; the others stay."""

@@ -92,7 +92,7 @@ class Exchange:
         self._binary = binary
         self._helper = helper
         self._gate = Gate(clock)
-        self._outgoing = Outgoing(clock, limit)
+        self.outgoing = Outgoing(clock, limit)
         self._streams = 0
         self._refusals = Refusals(clock)
         self._runner: web.AppRunner | None = None
@@ -122,7 +122,7 @@ class Exchange:
         await self._gate.close()
         if self._runner is not None:
             await self._runner.cleanup()
-        await self._outgoing.close()
+        await self.outgoing.close()
 
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._members_only()], client_max_size=LONGEST_BODY)
@@ -200,7 +200,7 @@ class Exchange:
         assert isinstance(transport, asyncio.Transport)
         sent = 0
         try:
-            sent = await self._outgoing.send(request[SENDER], transport, cached, extent, urgent)
+            sent = await self.outgoing.send(request[SENDER], transport, cached, extent, urgent)
         except (OSError, TimeoutError, NotHere) as error:
             log.debug("bytes of %s for %s broke off: %s", cached.ref.uri, request[SENDER], error)
         self._metrics.peer_bytes_sent.inc(sent)

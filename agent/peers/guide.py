@@ -1,4 +1,4 @@
-"""Whom to ask for a chunk, as the tracker has it: the `Guide` of agent/peers/source.py.
+"""Whom to ask for a chunk, as the tracker has it: the `Guide` of agent/peers/guiding.py.
 
 Who is the tracker follows from the peers that are usable now; where that is this agent itself it is asked
 without a request. Routes are kept per span and asked for again when a parent failed or the tracker says so.
@@ -27,14 +27,14 @@ from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
 from agent.peers.placement import tracker_of
+from agent.peers.pulse import Pace
+from agent.peers.tracker_client import TrackerClient
 from agent.peers.tracking import Tracking
 from agent.peers.units import UNIT, digests_name, unit_digest, unit_end
 from agent.peers.wire import (
-    CALL,
     Ask,
     Batch,
     Reply,
-    parse_reply,
     peer_of,
     place_as,
     place_of,
@@ -45,7 +45,6 @@ from agent.peers.wire import (
 log = logging.getLogger(__name__)
 
 ASK_WITHIN = 0.25  # seconds that a reader waits for its routes: gathering takes 0.03 of them
-CALL_WITHIN = 2.0  # seconds for a call that no reader waits for
 ASKS = 8  # times that a place is asked for in a row
 TELL_AFTER = 0.02  # seconds in which what there is to tell gathers
 AGAIN_AFTER = 0.05  # seconds, doubled each time that a tracker is asked for digests and does not answer
@@ -68,12 +67,13 @@ class RelayGuide:
         self._own = own
         self._discovery = discovery
         self._liveness = liveness
-        self._client = client
+        self._trackers = TrackerClient(client)
         self._tracking = tracking
         self._courses = courses
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._telling = False
+        self._pace = Pace()
         self._tracker_gone = asyncio.Event()  # another one has to be told where everybody stands
         self._closing = False
 
@@ -94,7 +94,7 @@ class RelayGuide:
         return self._courses.takes_part(ref.key)
 
     async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
-        self._courses.book(ref)
+        self._pace.active(self._courses.book(ref).group, self._clock.monotonic())
         if self._closing or not self._discovery.peers():
             return ()
         course, chunk = self._courses.at(ref, extent)
@@ -111,6 +111,23 @@ class RelayGuide:
     def _usable(self, course: Course, chunk: int) -> list[Peer]:
         names = course.routes[chunk] if chunk < len(course.routes) else ()
         return [peer_of(name) for name in names if name != self._own.name and self._liveness.usable(name)]
+
+    def left(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> bool:
+        course, chunk = self._courses.at(ref, extent)
+        return course.left_by(self._own.name, chunk, peer.name if peer is not None else "")
+
+    def slow(self, ref: ObjectRef, extent: Extent) -> bool:
+        return self._own.name in self._courses.at(ref, extent)[0].slow
+
+    async def rerouted(self, ref: ObjectRef, extent: Extent) -> None:
+        course, _ = self._courses.at(ref, extent)
+        await course.answered.wait()
+
+    def receives(self, fastest: float, held_up_by: Sequence[str], short: bool) -> None:
+        """So fast this agent has received at its best, and these children do not take theirs: to be told."""
+        for group in self._pace.seen(fastest, held_up_by, short, self._clock.monotonic()):
+            self._courses.outbox(group).speeds = True
+            self._tell_soon()
 
     def known(self, ref: ObjectRef, unit: int) -> bytes | None:
         return self._courses.known(ref.key, unit)
@@ -151,6 +168,7 @@ class RelayGuide:
     async def vouch(self, cached: CachedObject, extent: Extent) -> None:
         """Tell the digests of units that are here, and that nobody may have told: they are read for that."""
         book = self._courses.book(cached.ref)
+        self._pace.active(book.group, self._clock.monotonic())
         first = extent.offset - extent.offset % UNIT
         units = (Extent(at, unit_end(at, cached.ref.size) - at) for at in range(first, extent.end, UNIT))
         here = [one for one in units if one.offset // UNIT not in book.units and cached.begin_read(one)]
@@ -193,9 +211,8 @@ class RelayGuide:
                     continue  # it is left out now: another one is the tracker
                 answer = reply.answers[0]
                 if not answer.wait:
-                    course.place = place_of(answer.place)
-                    course.routes = tuple(tuple(route) for route in answer.routes)
-                    course.stale = False
+                    routes = tuple(tuple(route) for route in answer.routes)
+                    course.learn(place_of(answer.place), routes, frozenset(answer.slow))
                     return
                 await self._clock.sleep(answer.wait)
         except BadRequest as error:
@@ -205,11 +222,19 @@ class RelayGuide:
 
     async def _say(self, tracker: Peer, batch: Batch) -> Reply | None:
         """The tracker's reply; None where there is none, which leaves that peer out for a while."""
+        speed = {"fastest": self._pace.fastest, "held_up_by": self._pace.held_up_by}
+        batch = batch.model_copy(update=speed)
+        self._pace.told()
         try:
             if tracker.name == self._own.name:
-                return self._tracking.answer(self._own.name, batch)
-            body = batch.model_dump_json().encode()
-            return parse_reply(await self._client.call(tracker, CALL, body, CALL_WITHIN), batch)
+                reply = self._tracking.answer(self._own.name, batch)
+            else:
+                reply = await self._trackers.say(tracker, batch)
+            for span in reply.again:
+                waited_for = self._courses.get(span_of(span))
+                if waited_for is not None:
+                    self._begin_to_ask(waited_for)
+            return reply
         except (PeerSilent, BadRequest) as error:
             rest = self._liveness.failed(tracker.name)
             log.warning("tracker %s is left out for %.0f s: %s", tracker.name, rest, error)
@@ -250,7 +275,7 @@ class RelayGuide:
         for group, outbox in self._courses.full_outboxes():
             done: list[tuple[tuple[str, int], int]] = list(outbox.done.items())
             failed: list[tuple[tuple[str, int], int, str, Reason]] = list(outbox.failed[:1024])
-            outbox.failed, outbox.done = [], {}
+            outbox.failed, outbox.done, outbox.speeds = [], {}, False
             released: list[tuple[str, int]] = list(outbox.released[:4096])
             del outbox.released[:4096]
             batch = Batch(
@@ -270,6 +295,7 @@ class RelayGuide:
     async def _keep_announcing(self) -> None:
         while True:
             self._tracker_gone.clear()
+            self._trackers.try_all_again()
             by_tracker = self._by_tracker() if self._discovery.peers() else {}
             # All at once: a silent one must not make the lease at the others run out.
             await asyncio.gather(*(self._announce(*one) for one in by_tracker.items()))

@@ -57,12 +57,14 @@ class Answer:
     `routes[i]` has the parents for chunk i of the span, the best first, all of them before the asker in the
     chunk's order or in possession of it. With `wait` 0 an empty route makes the asker the chunk's head: it
     reads the origin. With `wait` above 0 the asker has no place yet: it asks again in so many seconds, may
-    use what routes there are, and goes to the origin only where a reader cannot wait.
+    use what routes there are, and goes to the origin only where a reader cannot wait. Who is in `slow` is
+    nobody's parent: streams from it are left at once, and it leaves those of peers that it has no route to.
     """
 
     wait: float = 0.0
     place: Place | None = None
     routes: tuple[tuple[Peer, ...], ...] = ()
+    slow: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

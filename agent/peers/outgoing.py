@@ -12,14 +12,15 @@ import contextlib
 import errno
 import functools
 import threading
+from collections import Counter
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agent.cache.objects import CachedObject
 from agent.clock import Clock, ended
 from agent.content import Extent
 from agent.peers.courier import SENT_WITHIN, Courier
-from agent.peers.turns import Stream, landing_of
+from agent.peers.turns import Stream, available, landing_of
 from agent.rate import Rate
 
 FLUSHED_EVERY = 0.01  # seconds between two looks whether a head has gone, where the socket did not take it
@@ -36,7 +37,11 @@ class _Visited:
     """A peer that has streams now."""
 
     courier: Courier
-    streams: int = 0
+    streams: set[Stream] = field(default_factory=set)
+
+    def waiting(self) -> int:
+        """Bytes that it asked for, that are here and not sent."""
+        return sum(available(one.cached, one.position, one.extent.end) - one.position for one in self.streams)
 
 
 class Outgoing:
@@ -51,6 +56,18 @@ class Outgoing:
         self._limit = limit
         self._visited: dict[str, _Visited] = {}
         self._threads: set[threading.Thread] = set()
+        self._sent: Counter[str] = Counter()  # by streams that are over
+
+    def sent(self) -> dict[str, int]:
+        """Bytes that each peer was sent in all."""
+        under_way: Counter[str] = Counter()
+        for peer, visited in self._visited.items():
+            under_way[peer] = sum(one.position - one.extent.offset for one in visited.streams)
+        return dict(self._sent + under_way)
+
+    def waiting(self) -> dict[str, int]:
+        """Bytes that each peer asked for, that are here and not sent."""
+        return {peer: visited.waiting() for peer, visited in self._visited.items()}
 
     async def close(self) -> None:
         """Wait for the threads, when nothing is sent any more."""
@@ -82,7 +99,7 @@ class Outgoing:
             ended=functools.partial(_tell, loop, over),
         )
         visited = self._visited.setdefault(peer, _Visited(self._courier(loop)))
-        visited.streams += 1
+        visited.streams.add(stream)
         try:
             if visited.courier.add(stream):
                 self._start(visited.courier)
@@ -92,7 +109,8 @@ class Outgoing:
             await ended(over)
             raise
         finally:
-            visited.streams -= 1
+            visited.streams.discard(stream)
+            self._sent[peer] += stream.position - extent.offset
             if not visited.streams:
                 del self._visited[peer]
         over.result()

@@ -115,15 +115,17 @@ class Path:
             self._rate = max(so_far, (raw - self._raw_at) / (now - self._at))
         self._at, self._raw_at, self._sink_at = now, raw, right
 
-    def judge(self, within: float) -> None:
-        """Raises TimeoutError for no unit within so many seconds, PeerSilent for nothing, PathSlower."""
+    def judge(self, within: float, grace: float = 1.0) -> None:
+        """Raises TimeoutError for no unit within so many seconds, PeerSilent for nothing, PathSlower.
+
+        `grace` makes the time longer that a peer has for the first two."""
         now, name = self._at, self._peer
         if self._for_reader:
             speed = self._paths.origins.get(self._origin, Speed()).rate
             left, anew = self._raw.end - self._raw_at, self._sink.end - self._sink_at
             if leaves(now - self._began, self._rate, left, anew, speed):
                 raise PathSlower(f"{name} sends {self._rate:.0f} bytes a second, the origin {speed:.0f}")
-        if now - max(self._began, self._paths.brought.get(name, 0.0)) >= within:
+        if now - max(self._began, self._paths.brought.get(name, 0.0)) >= grace * within:
             raise TimeoutError(f"no unit within {within:g} s")
-        if now - max(self._began, self._paths.sent.get(name, 0.0)) >= SILENT_WITHIN:
+        if now - max(self._began, self._paths.sent.get(name, 0.0)) >= grace * SILENT_WITHIN:
             raise PeerSilent(f"{name} has sent nothing for {SILENT_WITHIN:g} s")

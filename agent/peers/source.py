@@ -16,7 +16,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Protocol
 
 from agent.cache.whole import Stating
 from agent.clock import Clock, ended, timeout
@@ -30,11 +29,13 @@ from agent.errors import (
 )
 from agent.metrics import Metrics
 from agent.peers.exchange_client import ExchangeClient
+from agent.peers.guiding import Guide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
 from agent.peers.owners import Elsewhere, SmallObjects
 from agent.peers.paths import Path, Paths, PathSlower
+from agent.peers.pulse import Intake
 from agent.peers.units import CheckedSink, MakingSink, Rest, UnitUnknown, UnitWrong
 from agent.rate import Rate
 from agent.source import Budget, Checksum, Sink, Urgency
@@ -48,32 +49,12 @@ DIGEST_WITHIN = 2.0  # seconds that a unit which has arrived waits for its diges
 UNIT_WITHIN = 5.0  # seconds in which a peer brings a unit, on any of its streams
 PEERS_WITHIN = 10.0  # seconds for all parents of a chunk while none of them brings a unit
 ROUTES_WITHIN = 3.0  # seconds that what nobody waits for waits for its routes: a silent tracker and the next
+GRACE = 4.0  # times as long, where this agent's own link is slow and many share it
 RESTS = 256  # heads' digests of unfinished units that are kept for the next attempt
 
 
-class Guide(Protocol):
-    """Who knows whom to ask for what. Used on the loop."""
-
-    async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
-        """The peers to ask for these bytes, the best first; none where the origin is to be asked.
-
-        Answers within as long as a reader may wait, None where it is not known by then, and never raises.
-        """
-
-    def known(self, ref: ObjectRef, unit: int) -> bytes | None:
-        """The digest of a unit where it is known already; called from any thread."""
-
-    async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
-        """The digest of a unit as its head made it, as soon as that is known; the caller bounds the wait."""
-
-    def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
-        """This agent had the unit from the origin, and this is its digest."""
-
-    def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
-        """The bytes are here, from a peer or from the origin (None)."""
-
-    def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: Reason) -> None:
-        """A parent did not bring the bytes (the reasons are those of agent/metrics.py)."""
+class _Rerouted(HeadraceError):
+    """Another parent is planned: nobody's fault."""
 
 
 class PeerSource:
@@ -104,6 +85,7 @@ class PeerSource:
         self._metrics = metrics
         self._rests: OrderedDict[tuple[str, int], Rest] = OrderedDict()
         self._paths = Paths(clock)
+        self.intake = Intake()
 
     def budget(self, ref: ObjectRef) -> Budget:
         return self._origin.budget(ref)
@@ -125,14 +107,17 @@ class PeerSource:
             if found is Elsewhere.ORIGIN:
                 await self._origin.fetch(ref, sink)
                 return
-        if (ref.key, sink.end) not in self.straight:
-            await self._from_peers(ref, sink, first)
-        if sink.position < sink.end:
+        if (ref.key, sink.end) in self.straight:
             await self._from_origin(ref, sink)
+            return
+        for may_leave in (True, False):
+            await self._from_peers(ref, sink, first)
+            if sink.position == sink.end or not await self._from_origin(ref, sink, may_leave):
+                return
 
     async def _from_peers(self, ref: ObjectRef, sink: Sink, urgency: Urgency) -> None:
         patience = self._origin.budget(ref).deadline / 4  # three parents leave the origin a quarter
-        give_up = self._clock.monotonic() + min(PEERS_WITHIN, 2 * patience)
+        give_up = self._clock.monotonic() + self._grace(ref, sink) * min(PEERS_WITHIN, 2 * patience)
         tried: set[str] = set()
         while len(tried) < PARENTS:
             # Asked anew after each: where one has failed the guide may know another in its place.
@@ -172,6 +157,8 @@ class PeerSource:
             await self._receive(peer, ref, sink, within, urgency)
         except StoreError:
             raise
+        except _Rerouted as rerouted:
+            error = rerouted
         except PathSlower as slower:
             error = slower
             self._metrics.peer_paths_left.inc()
@@ -193,21 +180,34 @@ class PeerSource:
         checked = CheckedSink(sink, ref.size, expected)
         path = Path(self._paths, peer.name, self.budget(ref).name, checked, sink, urgency)
         receiving = asyncio.ensure_future(self._client.receive(peer, ref, checked))
+        rerouted: asyncio.Future[None] | None = None
         try:
-            while not receiving.done():
-                await self._wait(receiving, min(within, path.look_every))
-                path.look()
-                if not receiving.done():
-                    path.judge(within)
-            receiving.result()
+            with self.intake.of(checked):
+                while not receiving.done():
+                    if rerouted is None or rerouted.done():
+                        rerouted = asyncio.ensure_future(self._guide.rerouted(ref, _left(sink)))
+                    await self._wait(receiving, rerouted, min(within, path.look_every))
+                    path.look()
+                    if not receiving.done():
+                        if self._guide.left(ref, _left(sink), peer):
+                            raise _Rerouted
+                        path.judge(within, self._grace(ref, sink))
+                receiving.result()
         finally:
+            if rerouted is not None:
+                rerouted.cancel()
             await _over(receiving)
 
-    async def _wait(self, receiving: asyncio.Future[None], within: float) -> None:
-        """Wait for the end, but no longer than `within` seconds."""
+    def _grace(self, ref: ObjectRef, sink: Sink) -> float:
+        return GRACE if self._guide.slow(ref, _left(sink)) else 1.0
+
+    async def _wait(
+        self, receiving: asyncio.Future[None], rerouted: asyncio.Future[None], within: float
+    ) -> None:
+        """Wait for the end or for other routes, but no longer than `within` seconds."""
         try:
             async with timeout(self._clock, within):
-                await asyncio.wait([receiving])
+                await asyncio.wait([receiving, rerouted], return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             pass
 
@@ -237,7 +237,8 @@ class PeerSource:
             rest = self._liveness.failed(peer.name)
         log.warning("peer %s is left out for %.0f s: %s: %s", peer.name, rest, reason, error)
 
-    async def _from_origin(self, ref: ObjectRef, sink: Sink) -> None:
+    async def _from_origin(self, ref: ObjectRef, sink: Sink, may_leave: bool = False) -> bool:
+        """Whether the origin was left for parents: this agent was the head, and is slow."""
         loop = asyncio.get_running_loop()
         wanted = _left(sink)
         key = (ref.key, sink.end)
@@ -248,12 +249,33 @@ class PeerSource:
         making = MakingSink(sink, ref.size, made, self._rests.pop(key, None))
         began = self._clock.monotonic()
         try:
-            await self._origin.fetch(ref, making)
+            with self.intake.of(making):
+                left = await self._fetch(ref, making, may_leave)
         finally:
             self._keep_rest(key, making)
             seconds = self._clock.monotonic() - began
             self._paths.origin_took(self.budget(ref).name, sink.position - wanted.offset, seconds)
-        self._guide.brought(ref, wanted, None)
+        if not left:
+            self._guide.brought(ref, wanted, None)
+        return left
+
+    async def _fetch(self, ref: ObjectRef, making: MakingSink, may_leave: bool) -> bool:
+        """Fetch from the origin; whether that was left for parents."""
+        fetching = asyncio.ensure_future(self._origin.fetch(ref, making))
+        try:
+            while may_leave and not fetching.done():
+                rerouted = asyncio.ensure_future(self._guide.rerouted(ref, _left(making)))
+                try:
+                    await asyncio.wait([fetching, rerouted], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    rerouted.cancel()
+                if not fetching.done() and self._guide.left(ref, _left(making), None):
+                    return True
+            await asyncio.wait([fetching])
+            fetching.result()
+            return False
+        finally:
+            await _over(fetching)
 
     def _keep_rest(self, key: tuple[str, int], making: MakingSink) -> None:
         if making.position < making.end and (rest := making.rest) is not None:

@@ -27,7 +27,7 @@ class _Member:
     place: Place | None = None
     seen: int = 0  # the generation of the routes that it goes by
     aside: bool = False
-    moved: bool = False  # since it is aside
+    moved: bool = False  # to the end, since it is aside
 
 
 @dataclass(slots=True)
@@ -53,6 +53,7 @@ class SpanRelay:
         self._members: dict[str, _Member] = {}
         self._groups: dict[int, _Group] = {}
         self._left: dict[str, int] = {}  # name -> the generation since which it is not where it was
+        self._count = 0  # chunks that were asked for
 
     def __len__(self) -> int:
         return len(self._members)
@@ -86,14 +87,17 @@ class SpanRelay:
         return bool(self._left) and member.place is not None and member.seen < max(waiting, default=0)
 
     def form(self, names: Collection[str]) -> None:
-        """Give those of `names` without a place theirs, in one new group.
+        """Give those of `names` without a place theirs, in one new group; in the next one who is aside.
 
         The same order each time makes the same neighbours in all spans."""
-        number = max(self._groups, default=-1) + 1
         fresh = [name for name in names if self._members[name].place is None and self.settled(name)]
-        for name, place in placed(number, [(name, self._members[name].zone) for name in fresh]).items():
-            self._left.pop(name, None)
-            self.put(name, place)
+        for aside in (False, True):  # who is nobody's parent comes after all others
+            number = max(self._groups, default=-1) + 1
+            zones = [(name, self._members[name].zone) for name in fresh if self._members[name].aside == aside]
+            for name, place in placed(number, zones).items():
+                self._left.pop(name, None)
+                self._members[name].moved = aside
+                self.put(name, place)
 
     def put(self, name: str, place: Place) -> bool:
         """Put a member without a place where it stood before; False where the place is not free."""
@@ -113,13 +117,16 @@ class SpanRelay:
         others = (m for n, m in self._members.items() if m.place is not None and n != name)
         return not since or all(member.seen >= since for member in others)
 
-    def move(self, name: str) -> None:
-        """Take the place of a member that is aside away, once, so that the next group has it."""
+    def move(self, name: str) -> bool:
+        """Take the place of a member that is aside away, once, so that the next group has it.
+
+        Whether that was done. Who has all that was asked for stays."""
         member = self._members[name]
-        if member.place is not None and member.aside and not member.moved:
-            self._take(name, member.place)
-            member.place = None
-            member.moved = True
+        if member.place is None or not member.aside or member.moved or member.has + 1 >= 1 << self._count:
+            return False
+        self._take(name, member.place)
+        member.place = None
+        return True
 
     def drop(self, name: str) -> None:
         """Forget a member."""
@@ -140,6 +147,7 @@ class SpanRelay:
 
     def routes(self, name: str, count: int, without: Collection[str]) -> tuple[tuple[str, ...], ...]:
         """The parents of a member for each of the first `count` chunks. Raises KeyError."""
+        self._count = max(self._count, count)
         return tuple(self.route(name, i, without) for i in range(count))
 
     def route(self, name: str, chunk: int, without: Collection[str] = ()) -> tuple[str, ...]:
@@ -155,21 +163,23 @@ class SpanRelay:
             return
         number = member.place.group
         formation = self._groups[number].formation
+        # Of a chain one has its parent there; of those that are aside each has, and not all the same.
+        spread = member.place.index if member.aside else 0
         yield from formation.in_zone(name, stripe)
-        yield from self._earlier(number, member.zone, stripe)
+        yield from self._earlier(number, member.zone, stripe, spread)
         yield from formation.across(name, stripe)
         zones = {zone for n, group in self._groups.items() if n < number for zone in group.starts}
         for zone in sorted(zones - {member.zone}):
-            yield from self._earlier(number, zone, stripe)
+            yield from self._earlier(number, zone, stripe, spread)
 
-    def _earlier(self, number: int, zone: str, stripe: int) -> Iterator[str]:
-        """Members of a zone in the earlier group that this one follows, from the end of its order on."""
+    def _earlier(self, number: int, zone: str, stripe: int, spread: int) -> Iterator[str]:
+        """Members of a zone in the earlier group that this one follows, from `spread` before its end on."""
         if not number:
             return
         base, turn = self._base(number, zone)
         if base >= 0:
             group = self._groups[base]
-            yield from group.formation.ends(group.starts[zone], stripe, turn)
+            yield from group.formation.ends(group.starts[zone], stripe, turn + spread)
 
     def _base(self, number: int, zone: str) -> tuple[int, int]:
         """The earlier group that a group follows in a zone, and how many followed it before; -1 for none."""

@@ -26,13 +26,14 @@ from agent.peers.messages import Answer, Digests, Reason, Renewal, SpanId, Stand
 from agent.peers.relay import SPAN
 from agent.peers.reputation import Reputation
 from agent.peers.span import SpanRelay
+from agent.peers.speeds import Speeds
 from agent.peers.units import digests_name
 
 LEASE = 6.0  # seconds without a word after which a member is forgotten; it announces every 2 s
 GATHER = 0.04  # seconds: agents that are told of the same work begin with no longer gaps
 GATHER_MOST = 0.2  # seconds: below what a reader waits for its routes (agent/peers/guide.py)
 GATHER_LONG = 1.0  # seconds for those who ask ahead: the last of a chain is that much behind the first
-SETTLE = 0.5  # seconds between two asks of a member that cannot have its place yet
+SETTLE = 0.2  # seconds between two asks of a member that cannot have its place yet
 REBUILD = 0.5  # seconds: by then the others have seen that the tracker is another
 REQUESTS = 2000.0  # requests a second that all members together may make for digests: half a core
 
@@ -67,6 +68,8 @@ class Tracker:
         self._spans: dict[SpanId, SpanRelay] = {}
         self._gathering: dict[SpanId, _Gathering] = {}
         self._reputation = Reputation()
+        self._speeds = Speeds()
+        self._moving: dict[SpanId, set[str]] = {}  # spans in which slow members go to the end, and who
         self._books: defaultdict[str, DigestBook] = defaultdict(DigestBook)
         self._formed = False
         self._ready_at = 0.0
@@ -113,14 +116,16 @@ class Tracker:
         self._hear(peer).spans.add(span)
         relay = self._relay(span)
         relay.note(peer.name, peer.zone, 0)
+        relay.set_aside(peer.name, self._aside(peer.name, now))
         wait = self._ready_at - now
         if wait <= 0:
-            self._move_if_slow(peer.name, relay, now)
+            self._move_if_slow(peer.name, span, now)
             wait = self._gather(peer.name, span, relay, min(patience, GATHER_LONG))
         relay.saw(peer.name)
         routes = relay.routes(peer.name, min(count, SPAN), without)
         named = tuple(tuple(self._members[name].peer for name in route) for route in routes)
-        return Answer(wait, relay.place(peer.name), named)
+        slow = frozenset(one for one in self._speeds.names() if one in relay and self.is_slow(one))
+        return Answer(wait, relay.place(peer.name), named, slow)
 
     def done(self, name: str, span: SpanId, chunks: int) -> None:
         """A member has these chunks now (a bit for each). Nothing from one that is no member."""
@@ -136,9 +141,44 @@ class Tracker:
         if reason in ("absent", "wrong") and span in self._spans:
             self._spans[span].lost(parent, chunk)
         now = self._clock.monotonic()
+        if self.is_slow(name) and reason in ("slow", "silent"):
+            return  # of its few bytes a second a parent among many may get none for a while
         self._reputation.report(name, parent, reason, now)
         for one in (name, parent):
             self._look(one)
+
+    def speeds(self, name: str, fastest: float, held_up_by: Collection[str]) -> set[str]:
+        """A member received so many bytes a second at its best, and these children take theirs slowly.
+
+        Who is slow from now on, or no more."""
+        if name not in self._members:
+            return set()
+        now, count = self._clock.monotonic(), len(self._members)
+        changed = self._speeds.receives(name, fastest, now, count)
+        changed |= self._speeds.held_up(name, [one for one in held_up_by if one in self._members], now, count)
+        for one in changed:
+            self._look(one)
+            for span in self._members[one].spans if one in self._members else ():
+                self._move_if_slow(one, span, now)
+        return changed
+
+    def is_slow(self, name: str) -> bool:
+        """Whether a member is known to take its bytes slowly: it has no children."""
+        return self._speeds.slow(name, self._clock.monotonic())
+
+    def again(self, name: str) -> list[SpanId]:
+        """The spans that a member should ask for at once, since somebody slow goes to their end."""
+        for span, names in list(self._moving.items()):
+            relay = self._spans.get(span)
+            left = {one for one in names if relay is not None and one in relay and relay.place(one) is None}
+            self._moving[span] = left
+            if not left:
+                del self._moving[span]
+        return [span for span in self._moving if name in self._spans[span] and self._waits(name, span)]
+
+    def _waits(self, name: str, span: SpanId) -> bool:
+        asked = span in self._gathering and name in self._gathering[span].names
+        return (name in self._moving[span] and not asked) or self._spans[span].awaited(name)
 
     def release(self, name: str, span: SpanId) -> None:
         """A member wants no more of a span, and has nothing of it to give."""
@@ -151,6 +191,7 @@ class Tracker:
         member = self._members.pop(name, None)
         if member is not None:
             self._reputation.forget(name)
+            self._speeds.forget(name)
             for span in member.spans:
                 self._drop(name, span)
 
@@ -221,15 +262,19 @@ class Tracker:
             del self._gathering[span]
         return 0.0 if relay.place(name) is not None else SETTLE
 
-    def _move_if_slow(self, name: str, relay: SpanRelay, now: float) -> None:
+    def _move_if_slow(self, name: str, span: SpanId, now: float) -> None:
         """A slow member goes to the end of the order."""
-        if self._reputation.slow(name, now):
-            relay.move(name)
+        slow = self._reputation.slow(name, now) or self._speeds.slow(name, now)
+        if slow and self._spans[span].move(name):
+            self._moving.setdefault(span, set()).add(name)
+
+    def _aside(self, name: str, now: float) -> bool:
+        return self._reputation.aside(name, now) or self._speeds.slow(name, now)
 
     def _look(self, name: str) -> None:
         """Let what is reported of a member count in all its spans."""
         if name in self._members:
-            aside = self._reputation.aside(name, self._clock.monotonic())
+            aside = self._aside(name, self._clock.monotonic())
             for span in self._members[name].spans:
                 self._spans[span].set_aside(name, aside)
 
@@ -253,5 +298,5 @@ class Tracker:
         for name in [name for name, one in self._members.items() if now - one.heard >= LEASE]:
             self.leave(name)
         self._reputation.review(now)
-        for name in self._reputation.names():
+        for name in (*self._reputation.names(), *self._speeds.names()):
             self._look(name)

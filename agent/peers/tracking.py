@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from agent.peers.tracker import Tracker
 from agent.peers.wire import (
     Batch,
     Reply,
     answer_as,
     digests_as,
+    old_reply,
     parse_batch,
     peer_of,
     renewal_as,
@@ -15,6 +18,8 @@ from agent.peers.wire import (
     standing_of,
     units_of,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Tracking:
@@ -26,6 +31,10 @@ class Tracking:
     async def call(self, sender: str, body: bytes) -> bytes:
         """A `Call` of the exchange. Raises BadRequest."""
         return self.answer(sender, parse_batch(body)).model_dump_json().encode()
+
+    async def call_old(self, sender: str, body: bytes) -> bytes:
+        """The same for agents that know of nobody's speed."""
+        return old_reply(self.answer(sender, parse_batch(body)))
 
     def answer(self, sender: str, batch: Batch) -> Reply:
         """What the tracker says to a batch of the member `sender`. Raises BadRequest, having done a part."""
@@ -42,9 +51,14 @@ class Tracking:
             tracker.release(sender, span_of(span))
         for key, units in batch.made:
             tracker.made(sender, key, units_of(units))
+        if batch.fastest is not None:
+            for name in tracker.speeds(sender, batch.fastest, batch.held_up_by):
+                slow = tracker.is_slow(name)
+                log.info("%s %s", name, "takes its bytes slowly: a leaf" if slow else "is slow no more")
         answers = [
             answer_as(tracker.ask(peer, span_of(span), count, frozenset(without)))
             for span, count, without in batch.asks
         ]
         digests = [digests_as(tracker.digests(key, after)) for key, after in batch.digests]
-        return Reply(renewal=renewal, answers=answers, digests=digests)
+        again = [(span.key, span.number) for span in tracker.again(sender)]
+        return Reply(renewal=renewal, answers=answers, digests=digests, again=again)

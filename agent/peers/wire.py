@@ -1,4 +1,4 @@
-"""The body of `POST /peer/v1/track`, and its answer: JSON, many messages in one.
+"""The body of `POST /peer/v1/track-speeds`, and its answer: JSON, many messages in one.
 
 Everything that an agent has to say to one tracker goes in one batch. What comes from a peer is checked in
 every number and length before anything is done with it; whatever is wrong is BadRequest here.
@@ -15,7 +15,8 @@ from agent.peers.member import Peer
 from agent.peers.messages import ALL, Answer, Digests, Reason, Renewal, SpanId, Standing
 from agent.peers.relay import SPAN, Place
 
-CALL = "track"
+CALL = "track-speeds"
+OLD_CALL = "track"  # of agents that know of nobody's speed
 MOST = 4096  # messages of a kind in one batch
 MOST_UNITS = 1 << 16
 
@@ -36,7 +37,11 @@ class _Model(BaseModel):
 
 
 class Batch(_Model):
-    """What one agent says to one tracker; `announce` None where it only asks."""
+    """What one agent says to one tracker; `announce` None where it only asks.
+
+    `fastest`: bytes a second that it received at its best of late; `held_up_by`: children that do not take
+    theirs.
+    """
 
     zone: Annotated[str, Field(max_length=256)] = ""
     announce: Annotated[list[tuple[_Span, _Bits, _Place | None]], Field(max_length=MOST)] | None = None
@@ -49,12 +54,15 @@ class Batch(_Model):
     ] = []
     made: Annotated[list[tuple[_Book, _Units]], Field(max_length=MOST)] = []
     digests: Annotated[list[tuple[_Book, _Number]], Field(max_length=MOST)] = []
+    fastest: Annotated[float, Field(ge=0, le=1e15)] | None = None
+    held_up_by: Annotated[list[_Name], Field(max_length=64)] = []
 
 
 class _Answer(_Model):
     wait: Annotated[float, Field(ge=0, le=60)]
     place: _Place | None
     routes: Annotated[list[Annotated[list[_Name], Field(max_length=16)]], Field(max_length=SPAN)]
+    slow: Annotated[list[_Name], Field(max_length=MOST)] = []
 
 
 class _Digests(_Model):
@@ -70,12 +78,16 @@ class _Renewal(_Model):
 
 
 class Reply(_Model):
-    """The tracker's answer; `answers` and `digests` in the order of what they answer."""
+    """The tracker's answer; `answers` and `digests` in the order of what they answer.
+
+    `again`: spans to ask for at once.
+    """
 
     version: Literal[1] = 1
     renewal: _Renewal | None = None
     answers: list[_Answer] = []
     digests: list[_Digests] = []
+    again: list[_Span] = []
 
 
 def parse_batch(body: bytes) -> Batch:
@@ -84,6 +96,16 @@ def parse_batch(body: bytes) -> Batch:
         return Batch.model_validate_json(body)
     except ValidationError as error:
         raise BadRequest(f"no batch for a tracker: {error.error_count()} faults") from None
+
+
+def old_batch(batch: Batch) -> bytes:
+    """A batch as `OLD_CALL` has it."""
+    return batch.model_dump_json(exclude={"fastest", "held_up_by"}).encode()
+
+
+def old_reply(reply: Reply) -> bytes:
+    """A reply as `OLD_CALL` has it."""
+    return reply.model_dump_json(exclude={"again": True, "answers": {"__all__": {"slow"}}}).encode()
 
 
 def parse_reply(body: bytes, batch: Batch) -> Reply:
@@ -120,7 +142,8 @@ def place_as(place: Place | None) -> _Place | None:
 def answer_as(answer: Answer) -> _Answer:
     """An answer as the wire has it: peers by their names, which are their addresses."""
     routes = [[peer.name for peer in route] for route in answer.routes]
-    return _Answer(wait=answer.wait, place=place_as(answer.place), routes=routes)
+    slow = sorted(answer.slow)
+    return _Answer(wait=answer.wait, place=place_as(answer.place), routes=routes, slow=slow)
 
 
 def digests_as(found: Digests) -> _Digests:

@@ -1,4 +1,4 @@
-"""The in-memory twin of `Guide` (agent/peers/source.py): the test says who the parents are."""
+"""The in-memory twin of `Guide` (agent/peers/guiding.py): the test says who the parents are."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ class MemoryGuide:
         self.digests: dict[tuple[str, int], bytes] = {}
         self.told: list[tuple[str, Extent, Peer | None]] = []
         self.blamed: list[tuple[Peer, Reason]] = []
+        self.slow_ones: set[str] = set()
+        self.slow_itself = False
+        self._answered = asyncio.Event()
         self._more = asyncio.Event()
 
     def know(self, ref: ObjectRef, data: bytes) -> None:
@@ -36,6 +39,21 @@ class MemoryGuide:
             await asyncio.sleep(0)
             return None
         return self.parents_now
+
+    def left(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> bool:
+        return peer.name in self.slow_ones if peer is not None else bool(self.slow_ones and self.parents_now)
+
+    def slow(self, ref: ObjectRef, extent: Extent) -> bool:
+        return self.slow_itself
+
+    async def rerouted(self, ref: ObjectRef, extent: Extent) -> None:
+        await self._answered.wait()
+
+    def reroute(self, parents: Sequence[Peer], slow: Sequence[Peer] = ()) -> None:
+        """Give other parents to those who are on their way too; they leave those that are slow."""
+        self.parents_now, self.slow_ones = parents, {peer.name for peer in slow}
+        self._answered.set()
+        self._answered = asyncio.Event()
 
     def known(self, ref: ObjectRef, unit: int) -> bytes | None:
         return self.digests.get((ref.key, unit))

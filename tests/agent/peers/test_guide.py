@@ -19,7 +19,7 @@ from agent.peers.exchange_client import ExchangeClient
 from agent.peers.guide import ASK_WITHIN, RelayGuide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
-from agent.peers.messages import Answer, SpanId
+from agent.peers.messages import Answer, Renewal, SpanId
 from agent.peers.placement import tracker_of
 from agent.peers.relay import Place
 from agent.peers.secrets import Secrets
@@ -27,7 +27,7 @@ from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
 from agent.peers.units import digests_name
-from agent.peers.wire import CALL, Batch, Reply, answer_as, parse_batch
+from agent.peers.wire import CALL, Batch, Reply, answer_as, parse_batch, renewal_as
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import CHUNK, Serve, secret_file
 from tests.fakes.discovery import MemoryDiscovery
@@ -283,3 +283,32 @@ async def test_a_member_that_has_to_wait_for_its_place_keeps_the_one_it_had_for_
     member.guide.failed(ref, FIRST, second, "silent")
     await member.guide.parents(ref, FIRST)
     assert await announced_with_an_ask(heard) == (SpanId.of(ref.key, 0), 0, (0, 0, 1, 0, 1))
+
+
+@pytest.mark.usefixtures("patient")
+async def test_any_answer_of_the_tracker_may_have_a_member_ask_again_and_streams_leave_who_turned_out_slow(
+    member: Member, serve: Serve
+) -> None:
+    slow, other = [Peer(f"127.0.0.1:{port}", f"127.0.0.1:{port}") for port in (2, 3)]
+    place = Place(0, 1, 3, 0, 3)
+    answers = [Answer(0.0, place, ((slow,),)), Answer(0.0, place, ((other,),), frozenset({slow.name}))]
+
+    async def track(sender: str, body: bytes) -> bytes:
+        batch = parse_batch(body)
+        found = [answer_as(answers.pop(0)) for _ in batch.asks]
+        again = [(ref.key, 0)] if batch.fastest and len(answers) == 1 else []
+        renewal = renewal_as(Renewal(6.0)) if batch.announce is not None else None
+        return Reply(renewal=renewal, answers=found, again=again).model_dump_json().encode()
+
+    served = await serve(calls={CALL: track})
+    tracker = Peer(served.address, served.address)
+    ref = next(one for one in objects() if _tracker(one, tracker, OWN, slow, other) == tracker)
+    member.discovery.set([tracker, slow, other])
+    assert list(await member.guide.parents(ref, FIRST) or ()) == [slow]
+    assert not member.guide.left(ref, FIRST, slow)
+    rerouted = asyncio.ensure_future(member.guide.rerouted(ref, FIRST))
+    member.guide.receives(1e6, [], False)
+    await asyncio.wait_for(rerouted, 10)
+    assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
+    assert member.guide.left(ref, FIRST, slow)
+    assert not member.guide.left(ref, FIRST, other)

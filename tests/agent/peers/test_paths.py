@@ -139,3 +139,15 @@ def test_readers_keep_off_a_path_that_one_has_left_and_others_do_not() -> None:
     assert paths.worth_asking("other", Urgency.READER)
     clock.advance(KEPT_OFF)
     assert paths.worth_asking("slow", Urgency.READER)
+
+
+def test_a_peer_has_longer_where_this_agents_own_link_is_slow() -> None:
+    clock = ManualClock()
+    path = Path(Paths(clock), "peer", "origin", MemorySink(0, 10), MemorySink(0, 10), Urgency.PREFETCH)
+    clock.advance(SILENT_WITHIN)
+    path.look()
+    path.judge(100.0, grace=2.0)
+    clock.advance(SILENT_WITHIN)
+    path.look()
+    with pytest.raises(PeerSilent):
+        path.judge(100.0, grace=2.0)

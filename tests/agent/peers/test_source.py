@@ -259,6 +259,49 @@ async def test_a_reader_goes_on_from_the_origin_where_its_path_is_slower_and_nob
         assert len(asking.origin.fetches) == 2
 
 
+async def test_a_stream_from_a_parent_that_turns_out_slow_goes_on_at_the_byte_from_another(
+    asking: Asking, serve: Serve
+) -> None:
+    asking.guide.know(REF, DATA)
+    served = await has(serve)
+    loop = asyncio.get_running_loop()
+    with RawServer((whole(DATA)[: UNIT + UNIT // 2], threading.Event())) as slow:
+
+        class Telling(MemorySink):
+            """Has the parent found slow as soon as something of it has come."""
+
+            def write(self, data: memoryview) -> None:
+                if not self.data:
+                    loop.call_soon_threadsafe(
+                        asking.guide.reroute, [peer(slow.port), peer(served.port)], [peer(slow.port)]
+                    )
+                super().write(data)
+
+        asking.guide.parents_now = [peer(slow.port)]
+        sink = Telling(0, CHUNK)
+        await asyncio.wait_for(asking.source.fetch(REF, sink), 30)
+        assert bytes(sink.data) == DATA[:CHUNK]
+    assert not asking.origin.fetches
+    assert not asking.guide.blamed
+    assert asking.liveness.usable(peer(slow.port).name)
+    assert asking.source.intake.total <= CHUNK + UNIT // 2
+
+
+async def test_a_head_that_turns_out_slow_has_the_rest_of_its_chunk_from_a_parent(
+    asking: Asking, serve: Serve
+) -> None:
+    asking.guide.know(REF, DATA)
+    served = await has(serve)
+    gate = Gate()
+    asking.origin.script(UNIT + 5, gate)
+    reading = asyncio.ensure_future(asking.read())
+    await asyncio.wait_for(gate.reached.wait(), 10)
+    asking.guide.reroute([peer(served.port)], [peer(1)])
+    assert await asyncio.wait_for(reading, 30) == DATA[:CHUNK]
+    assert asking.origin.fetches == [FIRST]
+    assert [told[2] for told in asking.guide.told] == [peer(served.port)]
+
+
 @pytest.mark.parametrize("urgency", Urgency)
 async def test_only_what_nobody_waits_for_waits_longer_for_its_routes(
     asking: Asking, serve: Serve, urgency: Urgency

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from agent.peers.member import Peer
 from agent.peers.messages import ALL, Answer, SpanId, Standing
-from agent.peers.tracker import GATHER, LEASE, REBUILD, Tracker
+from agent.peers.tracker import GATHER, LEASE, REBUILD, SETTLE, Tracker
 from tests.fakes.clock import ManualClock
 
 SPAN0 = SpanId("object", 0)
@@ -179,6 +179,55 @@ def test_a_slow_member_loses_its_children_and_goes_to_the_end() -> None:
     assert cluster.ask(peer(3)).place == place, "a slow member moves once"
 
 
+def test_a_member_that_holds_its_parent_up_is_a_leaf_at_the_end_as_soon_as_all_have_asked_again() -> None:
+    cluster = Cluster()
+    cluster.start(*map(peer, range(8)))
+    assert cluster.tracker.again("node-0") == []
+    _held_up(cluster, "node-2", "node-3")
+    assert all(cluster.tracker.again(f"node-{n}") == [SPAN0] for n in range(8))
+    assert cluster.ask(peer(3)).wait > 0
+    for number in (0, 1, 2, 4, 5, 6, 7):
+        answer = cluster.ask(peer(number))
+        assert answer.slow == {"node-3"}
+        assert cluster.tracker.again(f"node-{number}") == []
+    cluster.clock.advance(SETTLE)
+    assert cluster.ask(peer(3)).wait == 0
+    assert all("node-3" not in cluster.first_parents(f"node-{n}") for n in range(8))
+    parents = cluster.first_parents("node-3")
+    assert "origin" not in parents
+    assert max(parents.values()) <= 16, "it hangs on the last of each chunk's chain, which has no other child"
+    assert all(cluster.tracker.again(f"node-{n}") == [] for n in range(8))
+
+
+def test_members_that_start_together_with_one_that_is_known_as_slow_stand_before_it() -> None:
+    cluster = Cluster()
+    cluster.start(*map(peer, range(8)))
+    _held_up(cluster, "node-2", "node-3")
+    span = SpanId("object", 1)
+    for _ in range(2):
+        answers = {number: cluster.ask(peer(number), span=span) for number in range(8)}
+        cluster.clock.advance(GATHER)
+    assert all(answer.wait == 0 for answer in answers.values())
+    assert all("node-3" not in cluster.first_parents(f"node-{n}") for n in range(8))
+    assert "origin" not in cluster.first_parents("node-3")
+
+
+def test_a_slow_member_that_has_everything_stays_where_it_is() -> None:
+    cluster = Cluster()
+    cluster.start(*map(peer, range(8)))
+    cluster.tracker.done("node-3", SPAN0, ALL)
+    _held_up(cluster, "node-2", "node-3")
+    assert all(cluster.tracker.again(f"node-{n}") == [] for n in range(8))
+
+
+def test_a_slow_member_puts_nobody_aside_who_gives_it_its_few_bytes_late() -> None:
+    cluster = Cluster()
+    cluster.start(*map(peer, range(8)))
+    _held_up(cluster, "node-2", "node-3")
+    cluster.tracker.failed("node-3", SPAN0, 0, "node-5", "silent")
+    assert any("node-5" in cluster.first_parents(f"node-{n}") for n in range(8) if cluster.ask(peer(n)))
+
+
 def test_a_member_out_of_favour_with_one_is_a_parent_of_others() -> None:
     cluster = Cluster()
     cluster.start(*map(peer, range(4)))
@@ -284,6 +333,14 @@ def test_an_object_that_nobody_holds_any_more_is_forgotten() -> None:
 
 def _peer_of(name: str) -> Peer:
     return peer(int(name.removeprefix("node-")))
+
+
+def _held_up(cluster: Cluster, parent: str, child: str) -> None:
+    """The child takes its bytes at a fifth of its parent's speed, for as long as it takes to be believed."""
+    for _ in range(3):
+        cluster.tracker.speeds(parent, 100.0, [child])
+        cluster.tracker.speeds(child, 20.0, [])
+        cluster.clock.advance(0.25)
 
 
 def _slow_in_the_middle(cluster: Cluster, number: int) -> None:

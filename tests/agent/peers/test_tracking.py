@@ -84,6 +84,8 @@ async def test_digests_and_chunks_that_one_tells_reach_the_other(
         {"made": [[KEY, [[0, "ab"]]]]},
         {"announce": [[[KEY, 0], 1, [0, 5, 2, 0, 2]]]},
         {"zone": "z" * 1000},
+        {"fastest": -1.0},
+        {"fastest": 1.0, "held_up_by": [A] * 65},
     ],
 )
 async def test_what_is_no_batch_is_refused(tracking: Tracking, body: object) -> None:
