@@ -4,7 +4,7 @@ A parent says which children hold it up: they leave bytes waiting that they aske
 That alone accuses nobody: the stream may have lost packets, the parent's own uplink may be what is slow, or
 be shared by many. So each member also says how fast it receives in its best moments, from whomever. A child
 that holds a parent up is slow where even that is much less than the others have: the link of a member that is
-only unlucky brings as much as theirs in some moments (measured: 0.93 of it and more where eight or fifteen
+only unlucky brings as much as theirs in some moments (measured: 0.78 of it and more where eight or fifteen
 were alike, 0.27 at most with a link of a quarter). It counts as slow until that has not been seen for
 `SLOW_FOR` seconds, and is cleared at once when it receives as others do; a parent that was wrong about two
 children is slow itself: its uplink is.
