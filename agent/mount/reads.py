@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -26,10 +27,14 @@ MAX_READ = 1024 * 1024  # max_pages of INIT in bytes: no READ asks for more
 
 
 class Buffers(threading.local):
-    """A resident, reused buffer for each thread that answers reads."""
+    """A resident, reused buffer for each thread that answers reads.
+
+    It begins with a page: from elsewhere the kernel finds and copies each page of a reply in two parts.
+    """
 
     def __init__(self) -> None:
-        self.view = memoryview(bytearray(MAX_READ))
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+        self.view = memoryview(mmap.mmap(-1, MAX_READ, flags))
 
 
 class Desk(Protocol):

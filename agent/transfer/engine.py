@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mmap
 import re
 import ssl
 import threading
@@ -34,6 +35,8 @@ from agent.transfer.request import Endpoint, RangedGet, Redirected
 
 IDLE_SECONDS = 20.0  # below the 60 s and more after which the usual servers close an idle connection
 IDLE_PER_ENDPOINT = 32
+# The memory of a buffer that is there from the start (mmap(2)).
+RESIDENT = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 
 
@@ -119,7 +122,8 @@ class Engine:
 
     def _buffer(self) -> memoryview:
         if not hasattr(self._local, "buffer"):
-            self._local.buffer = memoryview(bytearray(PIECE))
+            # It begins with a page: from elsewhere the kernel copies each page of a reply in two parts.
+            self._local.buffer = memoryview(mmap.mmap(-1, PIECE, RESIDENT))
         buffer: memoryview = self._local.buffer
         return buffer
 
