@@ -45,10 +45,11 @@ from agent.mount.inflight import RequestTable
 from agent.mount.mounted import Mounted, Services
 from agent.mount.mounts import Mounts
 from agent.mount.order import MountOrder, MountRecord
-from agent.mount.pool import Pool
+from agent.mount.pool import THREADS, Pool
 from agent.mount.promotion import Promoted, Promotion
-from agent.mount.reads import Buffers
+from agent.mount.reads import Replies
 from agent.mount.revisions import Revisions
+from agent.mount.splicing import Pipes
 from agent.origin.catalog import Origins
 from agent.origin.http_query import named
 from agent.origin.pacing import PacedOrigins
@@ -376,8 +377,10 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         )
         stack.callback(holder.close)
         table = RequestTable(shape.fd, shape.slots, shape.slot_size)
+        pipes = Pipes(2 * THREADS)  # receiving threads answer reads too, at times
+        stack.callback(pipes.close)
         pool = Pool()
-        services = Services(loop, store, filler, metrics, pool, holder, Buffers())
+        services = Services(loop, store, filler, metrics, pool, holder, Replies(pipes))
         await whole.start()
         stack.push_async_callback(whole.close)
         enabled = config.mount.promote == "auto"

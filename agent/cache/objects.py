@@ -164,6 +164,17 @@ class CachedObject:
             else:
                 part[:] = held.part(start, end)
 
+    def in_file(self, extent: Extent) -> bool:
+        """Whether an extent, between `begin_read` and `end_read`, is in the file, and not in memory only."""
+        if not self.memory:
+            return True
+        for chunk in self.chunks(extent):
+            whole = self.extent(chunk)
+            start, end = max(extent.offset, whole.offset), min(extent.end, whole.end)
+            if not self.present[chunk] and self._in_memory(start, end) is not None:
+                return False
+        return True
+
     def _has_arrived(self, chunk: int, end: int) -> bool:
         for landing in (self.landings.get(chunk), self.passing.get(chunk)):
             if landing is not None and landing.position >= min(end, landing.end):

@@ -7,8 +7,10 @@ import logging
 import os
 from typing import Final
 
+from agent.content import Extent
 from agent.mount import wire
 from agent.mount.inflight import RequestTable
+from agent.mount.splicing import Pipe
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +52,15 @@ class Channel:
         try:
             os.writev(self.fd, parts)
         except OSError as error:
-            if error.errno not in _GONE:
-                log.error("the kernel refuses a reply: %s", error.strerror)
-            return False
+            return _not_taken(error)
+        return True
+
+    def send_loaded(self, pipe: Pipe) -> bool:
+        """Send the reply that a pipe was loaded with; False as with `send`."""
+        try:
+            pipe.send(self.fd)
+        except OSError as error:
+            return _not_taken(error)
         return True
 
     def free(self, slot: int) -> None:
@@ -85,6 +93,14 @@ class Request:
         finally:
             self.drop()
 
+    def answer_from(self, pipe: Pipe, fd: int, extent: Extent) -> None:
+        """Reply with an extent of a file. Raises what `Pipe.load` does, and then nothing is answered yet."""
+        pipe.load(wire.reply_header(self.unique, 0, extent.length), fd, extent)
+        try:
+            self.channel.send_loaded(pipe)
+        finally:
+            self.drop()
+
     def refuse(self, error: int) -> None:
         """Reply with an errno."""
         try:
@@ -97,3 +113,9 @@ class Request:
         if self._slot:  # slot 0 is the table's head
             self.channel.free(self._slot)
             self._slot = 0
+
+
+def _not_taken(error: OSError) -> bool:
+    if error.errno not in _GONE:
+        log.error("the kernel refuses a reply: %s", error.strerror)
+    return False

@@ -34,7 +34,7 @@ from agent.mount.negotiation import InitResult, UnsupportedKernel, encode_init, 
 from agent.mount.operations import Operations, Refused, split
 from agent.mount.passthrough import Passthrough
 from agent.mount.pool import Pool
-from agent.mount.reads import Buffers, PendingRead, read_present
+from agent.mount.reads import PendingRead, Replies
 from agent.mount.retries import Retries
 from agent.mount.tally import Tally
 from agent.mount.tree import Tree
@@ -66,7 +66,7 @@ class Services:
     metrics: Metrics
     pool: Pool
     holder: Holder
-    buffers: Buffers
+    replies: Replies
 
 
 class Mounted:
@@ -89,7 +89,7 @@ class Mounted:
         self.initialised: asyncio.Future[InitResult] = services.loop.create_future()
         self.loop = services.loop
         self.metrics = services.metrics
-        self.buffers = services.buffers
+        self.replies = services.replies
         self.tally = Tally()
         self._services = services
         self._on_gone = on_gone
@@ -208,14 +208,13 @@ class Mounted:
             self.loop.call_soon_threadsafe(self._miss, request, number, handle, extent)
             return
         try:
-            data = read_present(cached, extent, self.buffers)
+            self.replies.answer(request, cached, extent)
         except OSError as error:
             log.error("%s: cannot read %s: %s", self.name, cached.path, error.strerror)
             self.loop.call_soon_threadsafe(self._unreadable, request, number, handle, extent)
             return
         finally:
             cached.end_read(extent)
-        request.answer(data)
         self.metrics.reads_hit.inc()
         self.metrics.read_bytes_store.inc(extent.length)
         self.tally.from_store(extent.length)

@@ -7,6 +7,7 @@ the whole extent, else through the file, which the page cache still has.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import mmap
 import threading
@@ -19,6 +20,7 @@ from agent.errors import HeadraceError
 from agent.metrics import Metrics
 from agent.mount.channel import Request
 from agent.mount.errnos import to_errno
+from agent.mount.splicing import SPLICED, Pipes
 from agent.mount.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -29,12 +31,37 @@ MAX_READ = 1024 * 1024  # max_pages of INIT in bytes: no READ asks for more
 class Buffers(threading.local):
     """A resident, reused buffer for each thread that answers reads.
 
-    It begins with a page: from elsewhere the kernel finds and copies each page of a reply in two parts.
+    It begins with a page: from elsewhere the kernel finds and copies each page of a reply in two parts. It is
+    no mapping of a file: a process killed in the middle of a `writev` from there has ended the reader's
+    request with EIO.
     """
 
     def __init__(self) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
         self.view = memoryview(mmap.mmap(-1, MAX_READ, flags))
+
+
+class Replies:
+    """How bytes that are there are given to the kernel (any thread)."""
+
+    def __init__(self, pipes: Pipes) -> None:
+        self._pipes = pipes
+        self._buffers = Buffers()
+
+    def answer(self, request: Request, cached: CachedObject, extent: Extent) -> None:
+        """Answer a READ, between `begin_read` and `end_read`. Raises OSError, and then it is not answered."""
+        pipe = self._pipes.take() if extent.length >= SPLICED and cached.in_file(extent) else None
+        if pipe is None:
+            view = self._buffers.view[: extent.length]
+            cached.read(extent, view)
+            request.answer(view)
+            return
+        try:
+            request.answer_from(pipe, cached.fd, extent)
+        except EOFError:
+            raise OSError(errno.EIO, f"{cached.path} is shorter than its object") from None
+        finally:
+            self._pipes.give_back(pipe)
 
 
 class Desk(Protocol):
@@ -45,7 +72,7 @@ class Desk(Protocol):
     @property
     def metrics(self) -> Metrics: ...
     @property
-    def buffers(self) -> Buffers: ...
+    def replies(self) -> Replies: ...
     @property
     def tally(self) -> Tally: ...
     def submit(self, job: Callable[[], None]) -> None: ...
@@ -72,7 +99,8 @@ class PendingRead:
         """The bytes before `needs` are in the file, and `data` at `offset` are the last of them."""
         start, end = self.extent.offset - offset, self.extent.end - offset
         if start >= 0 and end <= len(data):
-            self._answer(data[start:end])
+            self._request.answer(data[start:end])
+            self._answered()
         else:
             self._from_file()
 
@@ -94,38 +122,26 @@ class PendingRead:
             self._desk.loop.call_soon_threadsafe(self._desk.wait_again, self)
             return
         try:
-            data = read_present(self.cached, self.extent, self._desk.buffers)
+            self._desk.replies.answer(self._request, self.cached, self.extent)
         except OSError as error:
             log.error("cannot read %s: %s", self.cached.path, error.strerror)
             self._desk.loop.call_soon_threadsafe(self._lost)
             return
         finally:
             self.cached.end_read(self.extent)
-        self._answer(data)
+        self._answered()
 
     def _lost(self) -> None:
         """(loop) The disk does not give what has just been there: it is had from elsewhere."""
         self._desk.lost(self.cached, self.extent)
         self._desk.wait_again(self)
 
-    def _answer(self, data: memoryview) -> None:
-        self._request.answer(data)
-        self._desk.metrics.read_bytes_origin.inc(len(data))
-        self._desk.tally.from_origin(len(data))
+    def _answered(self) -> None:
+        self._desk.metrics.read_bytes_origin.inc(self.extent.length)
+        self._desk.tally.from_origin(self.extent.length)
         self._desk.answered(self)
 
     def _refuse(self, error: HeadraceError) -> None:
         self._desk.tally.failed(error)
         self._request.refuse(to_errno(error))
         self._desk.answered(self)
-
-
-def read_present(cached: CachedObject, extent: Extent, buffers: Buffers) -> memoryview:
-    """The bytes of an extent between `begin_read` and `end_read`, in the thread's buffer until its next read.
-
-    From the buffer and not from a mapping: a reply must come from resident memory (a process killed in the
-    middle of a `writev` from a mapped file has ended the reader's request with EIO).
-    """
-    view = buffers.view[: extent.length]
-    cached.read(extent, view)
-    return view

@@ -25,6 +25,9 @@ from csi.holder.trees import TreePlaces
 
 _log = logging.getLogger("headrace.holder")
 
+PIPE_LIMIT = "/proc/sys/fs/pipe-max-size"  # proc_sys_fs(5)
+PIPE_SIZE = 2 << 20  # bytes: what one reply of the agent needs (agent/mount/splicing.py)
+
 
 class CannotHold(Exception):
     """The machine or the arguments do not allow a holder: one line that says what to do."""
@@ -38,6 +41,7 @@ def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build:
     uid, gid = _agent_ids(agent_user)
     devices = frozenset(_device(store) for store in stores)
     _allow_descriptors()
+    _allow_pipes()
     # Probes of stale mounts are never waited for (stale.py).
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
@@ -94,6 +98,22 @@ def _allow_descriptors() -> None:
     """Each mount keeps one; a launcher's low default should not limit them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _allow_pipes() -> None:
+    """Let the agent, which may not by itself, make pipes of the size that its replies need.
+
+    The limit is the machine's: it is raised, never lowered, and stays. Where it cannot be, replies cost more.
+    """
+    try:
+        with open(PIPE_LIMIT, encoding="ascii") as setting:
+            limit = int(setting.read())
+        if limit < PIPE_SIZE:
+            with open(PIPE_LIMIT, "w", encoding="ascii") as setting:
+                setting.write(str(PIPE_SIZE))
+            _log.info("raised fs.pipe-max-size from %d to %d", limit, PIPE_SIZE)
+    except OSError as error:
+        _log.info("fs.pipe-max-size stays below %d: %s", PIPE_SIZE, error.strerror)
 
 
 def _make_directories(directory: str, gid: int) -> str:

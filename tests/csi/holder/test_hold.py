@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.mount import splicing
 from agent.mount.holder import Holder
+from csi.holder.hold import PIPE_SIZE
 from csi.holder.mountinfo import mount_entries
 from tests.csi.holding import (
     AGENT_USER,
@@ -195,3 +197,19 @@ def test_the_agent_may_make_its_socket_beside_the_holders_but_touch_no_other(hol
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_pipes_may_be_as_large_as_a_reply_of_the_agent() -> None:
+    limit = Path("/proc/sys/fs/pipe-max-size")
+    limit.write_text("1048576")
+    with running_holder():
+        assert int(limit.read_text()) == PIPE_SIZE
+        assert splicing.PIPE_SIZE == PIPE_SIZE
+
+
+def test_a_higher_limit_of_pipes_stays() -> None:
+    limit = Path("/proc/sys/fs/pipe-max-size")
+    limit.write_text("4194304")
+    with running_holder():
+        assert int(limit.read_text()) == 4194304
+    limit.write_text("2097152")
