@@ -20,7 +20,7 @@ from pathlib import Path
 from agent.peers.member import Peer
 from agent.peers.placement import tracker_of
 from agent.peers.tracker import LEASE
-from bench.child import ROOT, BenchError, cpu_seconds, run_program
+from bench.child import ROOT, BenchError, cpu_seconds, kept_memory, run_program
 from bench.figures import SPEED, Reading
 from bench.options import Options
 from bench.site import Site
@@ -28,6 +28,7 @@ from bench.workload import HEADRACE, Measure, Subjects, Workload
 from deploy.local.s3 import free_ports
 
 CONNECTIONS = 8  # as many as `preload` has chunks under way
+KEPT = 8  # times the object's size that memory is kept at hand: every round writes it twice
 FORGOTTEN = LEASE + 1.5  # seconds until nobody is sent to the last round's agent, which has gone
 BARE = "sendfile, recv, pwrite"
 
@@ -119,6 +120,7 @@ def _open(site: Site, options: Options) -> Iterator[Subjects]:
     }
     serving = {**job, "way": "serve", "own": job["addresses"][0], "store": str(site.fresh("exchange-served"))}
     with (
+        kept_memory(KEPT * options.size),
         _process(["bench.sendfile_server", str(path)]) as (_, port),
         _process(["bench.exchange_agent"], json.dumps(serving) + "\n") as (server, _),
     ):
