@@ -44,7 +44,7 @@ from agent.transfer.engine import Engine
 
 log = logging.getLogger(__name__)
 
-RECEIVER_THREADS = 32  # streams from peers at a time: each has a buffer of 1 MiB and holds one unit at most
+RECEIVER_THREADS = 32  # streams from peers at a time: each has a buffer of 512 KiB and holds one unit at most
 
 
 class Paced(Protocol):

@@ -1,7 +1,7 @@
 """One kept-alive HTTP/1.1 connection, blocking, used by one receiving thread at a time.
 
 The head of a response is parsed by h11; the body never passes through it where its length is known: whole
-MiBs are taken by `recv_into` with MSG_WAITALL into the thread's own buffer (measured at 2000 MB/s per
+pieces are taken by `recv_into` with MSG_WAITALL into the thread's own buffer (measured at 2000 MB/s per
 CPU-second; http.client 1600, aiohttp 800 to 1250). Stalls are ended by SO_RCVTIMEO, because Python's own
 timeouts make the socket non-blocking, and MSG_WAITALL without effect. TLS gives 16 KiB a call and no
 MSG_WAITALL; the same loop collects its records to the same pieces, and Python's timeouts end its stalls: its
@@ -21,12 +21,11 @@ from dataclasses import dataclass
 import h11
 
 from agent.errors import OriginMisbehaved, OriginUnavailable
-from agent.transfer.request import Endpoint
+from agent.transfer.request import PIECE, Endpoint
 
 HEAD_LIMIT = 64 * 1024
-PIECE = 1024 * 1024
-# The first pieces of a response that a reader waits for are small, so that it does not wait for a MiB.
-FIRST_PIECES = (128 * 1024, 128 * 1024, 256 * 1024, 512 * 1024)
+# The first pieces of a response that a reader waits for are smaller still, so that it does not wait for them.
+FIRST_PIECES = (128 * 1024, 128 * 1024, 256 * 1024)
 Watch = Callable[[Callable[[], None] | None], None]
 STALLED = (BlockingIOError, TimeoutError)  # of SO_RCVTIMEO, of Python's own timeout
 # A wait for the origin is cut into ticks of a quarter of the stall timeout. Three silent ones are a stall:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import OriginUnavailable
-from agent.transfer.connection import FIRST_PIECES, PIECE, Connection
-from agent.transfer.request import Endpoint
+from agent.transfer.connection import FIRST_PIECES, Connection
+from agent.transfer.request import PIECE, Endpoint
 from tests.fakes.raw_http import CLOSE, RawServer, head
 
 BODY = bytes(index * 3 % 256 for index in range(700))

@@ -17,9 +17,9 @@ from agent.clock import SystemClock
 from agent.content import Extent
 from agent.errors import OriginUnavailable
 from agent.source import Urgency
-from agent.transfer.connection import FIRST_PIECES, PIECE
+from agent.transfer.connection import FIRST_PIECES
 from agent.transfer.engine import Engine
-from agent.transfer.request import Endpoint
+from agent.transfer.request import PIECE, Endpoint
 from tests.agent.transfer.asking import (
     DATA,
     SHORT,
@@ -46,7 +46,7 @@ async def test_a_range_arrives(engine: Engine, extent: Extent) -> None:
 async def test_only_what_a_reader_waits_for_comes_in_small_pieces_at_first(
     engine: Engine, urgency: Urgency
 ) -> None:
-    extent = Extent(0, 2_000_000)
+    extent = Extent(0, PIECE + 1_000)
     lengths: list[int] = []
 
     class Listing(MemorySink):
