@@ -1,4 +1,4 @@
-"""The thread that sends one peer its bytes: one stream at a time, or two for a while (agent/peers/turns.py).
+"""The thread that sends one peer its bytes: one has the turn, some send beside it (agent/peers/turns.py).
 
 Not the loop's work: by `loop.sendfile` a slice cost it two thirds of a millisecond, which was a third of all
 that an agent of a relay spent, and while the disk was slow nothing else was done.
@@ -159,14 +159,22 @@ class Courier:
         stream.due = None
 
     def _send_beside(self, stream: Stream) -> None:
-        """Let the next stream send what its socket takes, while the one whose turn it is has to wait.
+        """Let the next ones send what their sockets take, while the stream whose turn it is has to wait.
 
         Not under a limit: that is less than the link has.
         """
-        with self._changed:
-            other = self._beside = None if self._pay is not None else beside(self._streams, stream)
-        if other is None:
+        if self._pay is not None:
             return
+        with self._changed:
+            others = beside(self._streams, stream)
+        for other in others:
+            self._slice_beside(other)
+
+    def _slice_beside(self, other: Stream) -> None:
+        with self._changed:
+            if other not in self._streams:  # given up meanwhile
+                return
+            self._beside = other
         error: Exception | None = None
         try:
             over = self._send_slice(other, _send_what_fits)

@@ -1,15 +1,15 @@
 """Whose bytes go next, of the streams to one peer: those that come first in the object.
 
-A peer asks for several chunks at once, the first ones the most. Sent side by side they would all come late,
+A peer asks for several chunks at once, the first ones the most. With equal shares they would all come late,
 and each hop of a chain would add the time of a unit at the speed of one stream among many: with eight of them
 over a link of 200 Mbit/s a twelfth of a second, where the link carries a unit in a hundredth. So one stream
-sends at a time, as much as it has, and the next one what time the first leaves. All agents have the same
-order, so that a chunk passes down a chain at full speed. What a reader of the peer waits for goes first. No
-stream is silent for long, since whoever waits for bytes takes a silent peer for a dead one.
+has the turn and sends as much as it has. All agents have the same order, so that a chunk passes down a chain
+at full speed. What a reader of the peer waits for goes first. No stream is silent for long, since whoever
+waits for bytes takes a silent peer for a dead one.
 
-A connection that has been idle begins slowly: over busy links, where an answer takes 25 ms, 0.1 s pass until
-it fills one of 200 Mbit/s, and a chunk takes a third of a second. So while a stream begins, or ends, the next
-one that begins may send what it leaves, and is at full speed when its turn comes.
+Some others send beside it, what their sockets take: one connection does not fill the link. It begins slowly
+where it has been idle, and after a loss its window is half and grows by a packet for each answer, which takes
+40 ms past two full queues; a chunk is over before that has come to an end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from agent.transfer.landing import Landing
 # Seconds after which a stream has its turn although one of a lower rank has bytes: well below the 16 in which
 # whoever waits gives a stream up. With 1, all turns went to late ones where eight chunks waited.
 SILENT = 6.0
-RAMP = 2 << 20  # bytes at either end of a stream in which the next one goes beside it
+BESIDE = 4  # streams that send beside the one whose turn it is
 
 
 def landing_of(cached: CachedObject, chunk: int) -> Landing | None:
@@ -102,9 +102,6 @@ def chosen(streams: Sequence[Stream], now: float) -> Stream | None:
     return min(late, key=lambda stream: stream.since) if late else ready[0]
 
 
-def beside(streams: Sequence[Stream], first: Stream) -> Stream | None:
-    """Which stream may use what the one whose turn it is leaves of the link, while that begins or ends."""
-    if min(first.position - first.extent.offset, first.extent.end - first.position) > RAMP:
-        return None
-    others = (one for one in streams if one is not first and one.ready and not one.blocked)
-    return next((one for one in others if one.position - one.extent.offset < RAMP), None)
+def beside(streams: Sequence[Stream], first: Stream) -> list[Stream]:
+    """Which streams may use what the one whose turn it is leaves of the link: those that come next."""
+    return [one for one in streams if one is not first and one.ready and not one.blocked][:BESIDE]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.cache.objects import CachedObject
 from agent.content import Extent, ObjectRef
-from agent.peers.turns import RAMP, SILENT, Stream, beside, chosen
+from agent.peers.turns import BESIDE, SILENT, Stream, beside, chosen
 
 CACHED = CachedObject(ObjectRef("s3://models/llama/weights", "etag-1", 1 << 20), Path("/"), -1, 1, 1 << 20)
 
@@ -63,23 +63,8 @@ def test_whoever_is_blocked_has_its_turn_where_nobody_else_could_send() -> None:
     assert chosen([first, second, third], 11.0) is second
 
 
-def test_the_next_stream_goes_beside_one_that_begins_or_ends_and_not_in_between() -> None:
-    first, blocked, waiting, second = streams_of(0, 1, 2, 3)
-    first.extent = Extent(0, 4 * RAMP)
-    blocked.blocked, waiting.ready = True, False
-    streams = [first, blocked, waiting, second]
-    seen = {}
-    for position in (0, RAMP, RAMP + 1, 3 * RAMP - 1, 3 * RAMP, 4 * RAMP - 1):
-        first.position = position
-        seen[position] = beside(streams, first)
-    assert seen == {
-        0: second,
-        RAMP: second,
-        RAMP + 1: None,
-        3 * RAMP - 1: None,
-        3 * RAMP: second,
-        4 * RAMP - 1: second,
-    }
-    assert beside([first], first) is None
-    second.position += RAMP  # it has come to its speed
-    assert beside(streams, first) is None
+def test_those_that_come_next_and_have_bytes_go_beside_the_one_whose_turn_it_is() -> None:
+    streams = streams_of(*range(BESIDE + 4))
+    streams[0].blocked, streams[1].ready = True, False
+    assert beside(streams, streams[3]) == [streams[2], *streams[4 : 3 + BESIDE]]
+    assert beside(streams[:2], streams[0]) == []
