@@ -12,9 +12,8 @@ LAST_BACKOFF = 5.0
 # A read that failed is asked again by the kernel at once, page by page: within this many seconds it gets the
 # same answer without another wait.
 SETBACK_SECONDS = 1.0
-FIRST_RESPITE = (
-    2 * SETBACK_SECONDS
-)  # before what was to be filled ahead is tried again; at least a half of it
+# Before what was to be filled ahead is tried again; at least a half of it.
+FIRST_RESPITE = 2 * SETBACK_SECONDS
 LAST_RESPITE = 60.0
 MANY = 1000  # setbacks; beyond them those that are over are dropped
 

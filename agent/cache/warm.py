@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 
 WINDOW = 8  # chunks wanted at once: what keeps one origin's connections busy (agent/cache/prefetch.py)
 AHEAD = 512  # objects that are told at once: 100 owners are asked for some five each
-AGAIN = (
-    10  # times that what failed is tried again: over three to six minutes, and as long as its attempts take
-)
+AGAIN = 10  # times that what failed is tried again: over three to six minutes, and as long as that takes
 
 
 class Warming:
