@@ -114,6 +114,9 @@ class Filler:
     ) -> None:
         """Fill chunks ahead of `owner`, less urgently than what readers wait for."""
         for chunk in () if self._closing else chunks:
+            flight = self._flights.get((cached.ref.key, chunk))
+            if flight is not None and owner in flight.owners and flight.urgency <= urgency:
+                continue  # as nearly always: it was wanted at the read before this one
             held = cached.present[chunk] or chunk in cached.passing or chunk in cached.granted
             if not held and self._setbacks.of(cached.ref.key, chunk) is None:
                 self._want(cached, chunk, urgency).owners.add(owner)

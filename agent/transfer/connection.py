@@ -61,6 +61,7 @@ class Connection:
         self._rest = b""
         self._request: h11.Request | None = None
         self._silent = 0  # ticks since the last byte
+        self._stall_timeout = -1.0
         self._wait_all = 0 if context is not None else socket.MSG_WAITALL
         self._socket = _connect(endpoint, timeout, watch)
         try:
@@ -76,6 +77,9 @@ class Connection:
     def set_stall_timeout(self, seconds: float) -> None:
         """How long the origin may be silent (socket(7), SO_RCVTIMEO and SO_SNDTIMEO)."""
         self._silent = 0
+        if seconds == self._stall_timeout:
+            return
+        self._stall_timeout = seconds
         if not self._wait_all:
             self._socket.settimeout(seconds / TICKS)
             return
