@@ -52,15 +52,17 @@ class Channel:
         try:
             os.writev(self.fd, parts)
         except OSError as error:
-            return _not_taken(error)
+            if error.errno not in _GONE:
+                log.error("the kernel refuses a reply: %s", error.strerror)
+            return False
         return True
 
     def send_loaded(self, pipe: Pipe) -> bool:
-        """Send the reply that a pipe was loaded with; False as with `send`."""
+        """Send the reply that a pipe was loaded with; False where it has to be sent in another way."""
         try:
             pipe.send(self.fd)
         except OSError as error:
-            return _not_taken(error)
+            return error.errno in _GONE
         return True
 
     def free(self, slot: int) -> None:
@@ -93,13 +95,16 @@ class Request:
         finally:
             self.drop()
 
-    def answer_from(self, pipe: Pipe, fd: int, extent: Extent) -> None:
-        """Reply with an extent of a file. Raises what `Pipe.load` does, and then nothing is answered yet."""
+    def answer_from(self, pipe: Pipe, fd: int, extent: Extent) -> bool:
+        """Reply with an extent of a file; False where it is to be answered still.
+
+        Raises what `Pipe.load` does, and then it is as well.
+        """
         pipe.load(wire.reply_header(self.unique, 0, extent.length), fd, extent)
-        try:
-            self.channel.send_loaded(pipe)
-        finally:
-            self.drop()
+        if not self.channel.send_loaded(pipe):
+            return False
+        self.drop()
+        return True
 
     def refuse(self, error: int) -> None:
         """Reply with an errno."""
@@ -113,9 +118,3 @@ class Request:
         if self._slot:  # slot 0 is the table's head
             self.channel.free(self._slot)
             self._slot = 0
-
-
-def _not_taken(error: OSError) -> bool:
-    if error.errno not in _GONE:
-        log.error("the kernel refuses a reply: %s", error.strerror)
-    return False

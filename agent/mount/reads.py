@@ -50,14 +50,18 @@ class Replies:
 
     def answer(self, request: Request, cached: CachedObject, extent: Extent) -> None:
         """Answer a READ, between `begin_read` and `end_read`. Raises OSError, and then it is not answered."""
-        pipe = self._pipes.take() if extent.length >= SPLICED and cached.in_file(extent) else None
-        if pipe is None:
-            view = self._buffers.view[: extent.length]
-            cached.read(extent, view)
-            request.answer(view)
+        if extent.length >= SPLICED and cached.in_file(extent) and self._spliced(request, cached, extent):
             return
+        view = self._buffers.view[: extent.length]
+        cached.read(extent, view)
+        request.answer(view)
+
+    def _spliced(self, request: Request, cached: CachedObject, extent: Extent) -> bool:
+        pipe = self._pipes.take()
+        if pipe is None:
+            return False
         try:
-            request.answer_from(pipe, cached.fd, extent)
+            return request.answer_from(pipe, cached.fd, extent)
         except EOFError:
             raise OSError(errno.EIO, f"{cached.path} is shorter than its object") from None
         finally:

@@ -215,15 +215,18 @@ def _free(path: Path) -> int:
 
 
 @contextmanager
-def failing(pid: int, calls: str) -> Iterator[None]:
-    """Every one of these system calls of a process fails with EIO, in all of its threads."""
+def failing(pid: int, calls: str, which: str = "1+") -> Iterator[None]:
+    """These system calls of a process fail with EIO, in all of its threads: of each thread `which` of them.
+
+    As strace(1) has it for `when`: all, or "2+2" for every second one.
+    """
     command = [
         "strace",
         "-f",
         "-e",
         f"trace={calls}",
         "-e",
-        f"inject={calls}:error=EIO",
+        f"inject={calls}:error=EIO:when={which}",
         "-p",
         str(pid),
     ]
@@ -269,8 +272,26 @@ def test_what_the_disk_does_not_give_back_is_read_from_the_origin(seaweed: Seawe
         mount = stack.mount("s3://unreadable")
         read_chunks(mount, ["part"], {"part": data})
         before = stack.metrics()
-        with failing(stack.process("agent").pid, "preadv,preadv2"):
+        with failing(stack.process("agent").pid, "preadv,preadv2,splice"):
             read_chunks(mount, ["part"], {"part": data})
         passed = stack.metrics()["headrace_passing_bytes_total"]
         assert passed >= before["headrace_passing_bytes_total"] + len(ORDER) * MIB
+        stack.umount(mount)
+
+
+@pytest.mark.timeout(120)
+def test_what_the_kernel_does_not_take_from_a_pipe_it_gets_from_a_buffer(
+    seaweed: SeaweedS3, seed: int
+) -> None:
+    data = random.Random(seed).randbytes(8 * MIB)
+    with LocalStack(SETTINGS, s3=seaweed) as stack:
+        stack.s3.put("pipes", "part", data)
+        mount = stack.mount("s3://pipes")
+        read_chunks(mount, ["part"], {"part": data})
+        before = stack.metrics()
+        # Of each reply the first call loads the pipe, and the second gives it to the kernel.
+        with failing(stack.process("agent").pid, "splice", "2+2"):
+            read_chunks(mount, ["part"], {"part": data})
+        after = stack.metrics()
+        assert after["headrace_passing_bytes_total"] == before["headrace_passing_bytes_total"]
         stack.umount(mount)
