@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("agent", "csi", "preload")
 
-LEAVES = {"agent.content", "agent.errors", "agent.clock", "agent.identity", "agent.rate"}
+LEAVES = {"agent.content", "agent.errors", "agent.clock", "agent.identity", "agent.memory", "agent.rate"}
 SETTINGS = {"agent.config", "agent.metrics"}
 
 # unit -> the units and modules that it may import beside itself
@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "agent.errors": set(),
     "agent.identity": {"agent.errors"},
     "agent.clock": set(),
+    "agent.memory": set(),
     "agent.rate": {"agent.clock"},
     "agent.units": set(),
     "agent.logs": set(),

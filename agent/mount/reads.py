@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import mmap
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -17,6 +16,7 @@ from typing import Protocol
 from agent.cache.objects import CachedObject
 from agent.content import Extent
 from agent.errors import HeadraceError
+from agent.memory import resident
 from agent.metrics import Metrics
 from agent.mount.channel import Request
 from agent.mount.errnos import to_errno
@@ -31,14 +31,12 @@ MAX_READ = 1024 * 1024  # max_pages of INIT in bytes: no READ asks for more
 class Buffers(threading.local):
     """A resident, reused buffer for each thread that answers reads.
 
-    It begins with a page: from elsewhere the kernel finds and copies each page of a reply in two parts. It is
-    no mapping of a file: a process killed in the middle of a `writev` from there has ended the reader's
+    It is no mapping of a file: a process killed in the middle of a `writev` from there has ended the reader's
     request with EIO.
     """
 
     def __init__(self) -> None:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        self.view = memoryview(mmap.mmap(-1, MAX_READ, flags))
+        self.view = resident(MAX_READ)
 
 
 class Replies:

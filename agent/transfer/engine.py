@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import mmap
 import re
 import ssl
 import threading
@@ -29,14 +28,13 @@ from agent.errors import (
     OriginUnavailable,
     VersionChanged,
 )
+from agent.memory import resident
 from agent.source import Sink
 from agent.transfer.connection import FIRST_PIECES, Connection, ResponseHead
 from agent.transfer.request import PIECE, Endpoint, RangedGet, Redirected
 
 IDLE_SECONDS = 20.0  # below the 60 s and more after which the usual servers close an idle connection
 IDLE_PER_ENDPOINT = 32
-# The memory of a buffer that is there from the start (mmap(2)).
-RESIDENT = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 
 
@@ -122,8 +120,7 @@ class Engine:
 
     def _buffer(self) -> memoryview:
         if not hasattr(self._local, "buffer"):
-            # It begins with a page: from elsewhere the kernel copies each page of a reply in two parts.
-            self._local.buffer = memoryview(mmap.mmap(-1, PIECE, RESIDENT))
+            self._local.buffer = resident(PIECE)
         buffer: memoryview = self._local.buffer
         return buffer
 
