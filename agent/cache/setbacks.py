@@ -50,11 +50,15 @@ def backoff(attempt: int, retry_after: float | None, deadline: float, rng: rando
     """
     if retry_after is not None:
         return min(retry_after + rng.uniform(0, FIRST_BACKOFF), deadline)
-    step = min(LAST_BACKOFF, FIRST_BACKOFF * 2.0 ** min(attempt, 10))
-    return min(rng.uniform(step / 2, step), deadline)
+    return min(_jittered(FIRST_BACKOFF, LAST_BACKOFF, attempt, rng), deadline)
 
 
 def respite(attempt: int, rng: random.Random) -> float:
     """Seconds before chunks that nobody waits for, and that could not be had, are tried once more."""
-    step = min(LAST_RESPITE, FIRST_RESPITE * 2.0 ** min(attempt, 10))
+    return _jittered(FIRST_RESPITE, LAST_RESPITE, attempt, rng)
+
+
+def _jittered(first: float, last: float, attempt: int, rng: random.Random) -> float:
+    """From a half to the whole of a step that doubles with each attempt, from `first` to `last`."""
+    step = min(last, first * 2.0 ** min(attempt, 10))
     return rng.uniform(step / 2, step)
