@@ -13,7 +13,7 @@ import itertools
 import os
 import threading
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from agent.cache.passing import PassingLanding
@@ -154,11 +154,8 @@ class CachedObject:
 
     def read(self, extent: Extent, view: memoryview) -> None:
         """Copy an extent between `begin_read` and `end_read`. Raises OSError as the file does."""
-        for chunk in self.chunks(extent):
-            whole = self.extent(chunk)
-            start, end = max(extent.offset, whole.offset), min(extent.end, whole.end)
+        for start, end, held in self._parts(extent):
             part = view[start - extent.offset : end - extent.offset]
-            held = None if self.present[chunk] else self._in_memory(start, end)
             if held is None:
                 self._read_file(part, start)
             else:
@@ -166,14 +163,14 @@ class CachedObject:
 
     def in_file(self, extent: Extent) -> bool:
         """Whether an extent, between `begin_read` and `end_read`, is in the file, and not in memory only."""
-        if not self.memory:
-            return True
+        return not self.memory or all(held is None for _, _, held in self._parts(extent))
+
+    def _parts(self, extent: Extent) -> Iterator[tuple[int, int, PassingLanding | None]]:
+        """Where an extent begins and ends in each chunk, and what holds it there; None for the file."""
         for chunk in self.chunks(extent):
             whole = self.extent(chunk)
             start, end = max(extent.offset, whole.offset), min(extent.end, whole.end)
-            if not self.present[chunk] and self._in_memory(start, end) is not None:
-                return False
-        return True
+            yield start, end, None if self.present[chunk] else self._in_memory(start, end)
 
     def _has_arrived(self, chunk: int, end: int) -> bool:
         for landing in (self.landings.get(chunk), self.passing.get(chunk)):
