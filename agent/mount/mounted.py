@@ -30,7 +30,7 @@ from agent.mount.abi import Opcode, OpenFlag
 from agent.mount.channel import Channel, Request
 from agent.mount.errnos import to_errno
 from agent.mount.holder import Holder
-from agent.mount.negotiation import InitResult, UnsupportedKernel, encode_init, negotiate
+from agent.mount.negotiation import READ_AHEAD, InitResult, UnsupportedKernel, encode_init, negotiate
 from agent.mount.operations import Operations, Refused, split
 from agent.mount.passthrough import Passthrough
 from agent.mount.pool import Pool
@@ -51,7 +51,7 @@ class Handle:
     """An open file. `chunk` is the last chunk that a hit told the loop of, `served` whether any read was."""
 
     cached: CachedObject
-    stream: Stream = field(default_factory=Stream)
+    stream: Stream = field(default_factory=lambda: Stream(READ_AHEAD))
     chunk: int = -1
     served: bool = False
 
@@ -219,7 +219,7 @@ class Mounted:
         self.metrics.read_bytes_store.inc(extent.length)
         self.tally.from_store(extent.length)
         chunk = offset // cached.chunk_size
-        if chunk != handle.chunk and not cached.complete:
+        if (chunk != handle.chunk or handle.stream.closed) and not cached.complete:
             handle.chunk = chunk
             handle.served = True
             self.loop.call_soon_threadsafe(self._note, handle, extent)

@@ -18,14 +18,13 @@ from agent.mount.channel import Channel
 from agent.mount.holder import HeldMount, HolderRefused, InFlightTable
 from agent.mount.inflight import RequestTable
 from agent.mount.mounted import Mounted, Services
-from agent.mount.negotiation import InitResult
+from agent.mount.negotiation import READ_AHEAD, InitResult
 from agent.mount.order import EAGERNESS, MountOrder, MountRecord, Prefetch, Shown
 from agent.mount.promotion import Promoted, Promotion
 from agent.mount.revisions import Revisions, part
 
 log = logging.getLogger(__name__)
 
-READ_AHEAD_KB = 4096  # measured: 128 (the default) reaches a third of it, 16384 is worse
 INIT_SECONDS = 10.0  # the deadline of the kernel's INIT, which needs no one but the kernel
 
 
@@ -185,7 +184,7 @@ class Mounts:
         try:
             init = await asyncio.wait_for(asyncio.shield(mounted.initialised), INIT_SECONDS)
             record = replace(record, init=init)
-            await asyncio.to_thread(holder.ready, name, record.to_dict(), READ_AHEAD_KB)
+            await asyncio.to_thread(holder.ready, name, record.to_dict(), READ_AHEAD >> 10)
         except (HeadraceError, TimeoutError) as error:
             with contextlib.suppress(HolderRefused):
                 await asyncio.to_thread(holder.unmount, name)

@@ -122,6 +122,21 @@ def test_eight_readers_of_a_cold_file_fetch_each_chunk_once(stack: LocalStack) -
         stack.umount(mount)
 
 
+def test_pages_touched_here_and_there_of_a_mapped_file_fetch_their_own_chunks_only(
+    stack: LocalStack,
+) -> None:
+    data = noise(8, 32 * MIB)
+    upload(stack, "pages", {"big": data})
+    mount = stack.mount("s3://pages")
+    try:
+        requests = object_requests(stack)
+        middles = bytes(data[offset * MIB] for offset in (28, 4))
+        assert read("touched", mount / "big") == [hashlib.sha256(middles).hexdigest()]
+        assert object_requests(stack) - requests == 2
+    finally:
+        stack.umount(mount)
+
+
 def test_the_second_read_asks_the_origin_for_nothing_also_after_a_restart(stack: LocalStack) -> None:
     expected = upload(stack, "twice", some_files(seed=3))
     mount = stack.mount("s3://twice")
