@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from aiohttp import web
 
-from agent.peers.gate import CONNECTIONS, STRANGERS, SWEEP_EVERY, Gate, bounds
+from agent.peers.gate import CONNECTIONS, STRANGERS, SWEEP_EVERY, UNPACED, Gate, bounds
 from tests.fakes.clock import ManualClock
 
 
@@ -53,3 +53,23 @@ async def test_without_a_descriptor_it_looks_again_after_a_while_and_then_takes_
         assert (await asyncio.to_thread(peer.recv, 12)) == b"HTTP/1.1 401"
     await gate.close()
     await server.shutdown(1.0)
+
+
+async def test_what_comes_over_loopback_is_not_paced() -> None:
+    asked: list[bytes] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        connection = request.transport.get_extra_info("socket")
+        asked.append(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0"))
+        return web.Response(status=401)
+
+    gate, server = Gate(ManualClock()), web.Server(answer)
+    listener = socket.create_server(("127.0.0.1", 0))
+    with socket.create_connection(listener.getsockname(), timeout=10) as peer:
+        gate.start(listener, server)
+        peer.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.to_thread(peer.recv, 12)
+    await gate.close()
+    await server.shutdown(1.0)
+    assert asked == [UNPACED]
