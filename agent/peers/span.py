@@ -76,6 +76,13 @@ class SpanRelay:
         if name in self._members:
             self._members[name].has &= ~(1 << chunk)
 
+    def held(self, name: str, count: int) -> bool:
+        """Whether others have all of the first `count` chunks."""
+        has = 0
+        for other, member in self._members.items():
+            has |= member.has if other != name and not member.aside else 0
+        return not ~has & ((1 << count) - 1)
+
     def saw(self, name: str) -> None:
         """A member goes by routes as they are now."""
         self._members[name].seen = self._generation

@@ -6,11 +6,13 @@ as soon as they have announced to it. It decides nothing twice: a member's place
 formed, and every parent comes before its child in an order that never changes (agent/peers/span.py).
 
     unknown --announce--> member --ask--> gathering --GATHER s--> placed --ask--> routes
+    member --ask, others have all of it--> placed
     placed --found slow--> aside --all others asked again--> gathering    any --lease over, leave--> unknown
 
 An ask of somebody new waits until nobody else has come for `GATHER` seconds, `GATHER_MOST` at the most, so
-that agents that start together form one group and share the heads' work. A new tracker waits `REBUILD`
-seconds from the first announcement of a place that it did not give.
+that agents that start together form one group and share the heads' work. Where others have all of the span
+already nobody has to be a head, and nobody waits. A new tracker waits `REBUILD` seconds from the first
+announcement of a place that it did not give.
 """
 
 from __future__ import annotations
@@ -120,6 +122,8 @@ class Tracker:
         wait = self._ready_at - now
         if wait <= 0:
             self._move_if_slow(peer.name, span, now)
+            if span not in self._gathering and relay.held(peer.name, min(count, SPAN)):
+                self._form(relay, [peer.name])  # no head's work is to be shared: who comes next stands behind
             wait = self._gather(peer.name, span, relay, min(patience, GATHER_LONG))
         relay.saw(peer.name)
         routes = relay.routes(peer.name, min(count, SPAN), without)
@@ -253,14 +257,17 @@ class Tracker:
             gathering.pace = min(gathering.pace, max(patience, GATHER))
         if now < gathering.due:
             return gathering.due - now
-        self._formed = True
-        relay.form(sorted(one for one in gathering.names if one in relay))
+        self._form(relay, sorted(one for one in gathering.names if one in relay))
         left = {one for one in gathering.names if one in relay and relay.place(one) is None}
         if left:
             gathering.names = left
         else:
             del self._gathering[span]
         return 0.0 if relay.place(name) is not None else SETTLE
+
+    def _form(self, relay: SpanRelay, names: Collection[str]) -> None:
+        self._formed = True
+        relay.form(names)
 
     def _move_if_slow(self, name: str, span: SpanId, now: float) -> None:
         """A slow member goes to the end of the order."""

@@ -93,12 +93,19 @@ def test_a_crowd_that_comes_one_by_one_stands_in_chains_that_end() -> None:
     assert max(children.values()) <= 4
 
 
-def test_who_has_a_chunk_gives_it_so_that_the_origin_does_not() -> None:
+def test_who_has_a_chunk_gives_it_so_that_the_origin_does_not_and_nobody_waits_for_others() -> None:
     cluster = Cluster()
     cluster.tracker.announce(peer(9), {SPAN0: Standing(has=ALL)})
-    cluster.start(*map(peer, range(4)))
+    assert all(cluster.ask(peer(number)).wait == 0 for number in range(4))
     assert all(not cluster.heads(chunk) for chunk in range(64))
     assert sum(cluster.first_parents(f"node-{n}")["node-9"] for n in range(4)) == 64
+
+
+def test_where_a_chunk_is_at_the_origin_only_those_who_begin_together_share_the_heads() -> None:
+    cluster = Cluster()
+    cluster.tracker.announce(peer(9), {SPAN0: Standing(has=ALL & ~2)})
+    cluster.start(*map(peer, range(4)))
+    assert [chunk for chunk in range(64) if cluster.heads(chunk)] == [1]
 
 
 def test_what_a_member_reports_as_done_is_given_by_it() -> None:
