@@ -94,12 +94,16 @@ class RelayGuide:
         return self._courses.takes_part(ref.key)
 
     async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
-        self._pace.active(self._courses.book(ref).group, self._clock.monotonic())
+        book = self._courses.book(ref)
+        self._pace.active(book.group, self._clock.monotonic())
         if self._closing or not self._discovery.peers():
             return ()
         course, chunk = self._courses.at(ref, extent)
         if course.stale:
             asking = self._begin_to_ask(course)
+            if not book.units and book.polling is None:
+                # What is known already is here before the bytes are: they would wait for it.
+                book.polling = self._spawn(self._poll(ref.key, book))
             if not self._usable(course, chunk):
                 try:
                     async with timeout(self._clock, ASK_WITHIN):
@@ -243,13 +247,13 @@ class RelayGuide:
             return None
 
     async def _poll(self, key: str, book: Book) -> None:
-        """Ask for digests for as long as somebody waits for one.
+        """Ask for digests once, and for as long as somebody waits for one.
 
         Where a tracker does not answer the next one is asked soon: what has arrived waits for its digests.
         """
         pace = AGAIN_AFTER
         try:
-            while book.waiting:
+            while True:
                 tracker = self._tracker(book.group)
                 after = book.upto if book.tracker == tracker.name else 0
                 batch = Batch(zone=self._own.zone, digests=[(digests_name(key), after)])
@@ -261,6 +265,8 @@ class RelayGuide:
                     book.upto, book.tracker, pace = found.upto, tracker.name, found.pace
                     book.learn(units_of(found.units))
                 await self._clock.sleep(pace)
+                if not book.waiting:
+                    return
         finally:
             book.polling = None
 

@@ -19,7 +19,7 @@ from agent.peers.exchange_client import ExchangeClient
 from agent.peers.guide import ASK_WITHIN, RelayGuide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
-from agent.peers.messages import Answer, Renewal, SpanId
+from agent.peers.messages import Answer, Digests, Renewal, SpanId
 from agent.peers.placement import tracker_of
 from agent.peers.relay import Place
 from agent.peers.secrets import Secrets
@@ -27,7 +27,7 @@ from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
 from agent.peers.units import digests_name
-from agent.peers.wire import CALL, Batch, Reply, answer_as, parse_batch, renewal_as
+from agent.peers.wire import CALL, Batch, Reply, answer_as, digests_as, parse_batch, renewal_as
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import CHUNK, Serve, secret_file
 from tests.fakes.discovery import MemoryDiscovery
@@ -207,6 +207,16 @@ async def test_where_a_tracker_is_gone_digests_come_from_the_next_one_and_not_af
     assert await asyncio.wait_for(member.guide.digest(ref, 4), 10) == b"4" * 16
 
 
+async def test_digests_that_the_tracker_knows_are_here_before_bytes_wait_for_them(member: Member) -> None:
+    other = Peer("127.0.0.1:2", "127.0.0.1:2")
+    ref = led_by((OWN, other))
+    member.discovery.set([other])
+    made = [(digests_name(ref.key), [(4, (b"4" * 16).hex())])]
+    member.tracking.answer(other.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=made))
+    assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
+    assert member.guide.known(ref, 4) == b"4" * 16
+
+
 async def test_digests_of_agents_of_another_version_are_not_known_here_and_ours_not_there(
     member: Member,
 ) -> None:
@@ -265,11 +275,12 @@ async def test_a_member_that_has_to_wait_for_its_place_keeps_the_one_it_had_for_
     answers = [Answer(0.0, place, ()), Answer(0.01, None, ())]
 
     async def first(sender: str, body: bytes) -> bytes:
-        asks = parse_batch(body).asks
-        found = [answer_as(answers.pop(0)) for _ in asks]
-        if asks and not answers:
+        batch = parse_batch(body)
+        found = [answer_as(answers.pop(0)) for _ in batch.asks]
+        none = [digests_as(Digests(0, 0.05, {})) for _ in batch.digests]
+        if batch.asks and not answers:
             member.discovery.set([second])
-        return Reply(answers=found).model_dump_json().encode()
+        return Reply(answers=found, digests=none).model_dump_json().encode()
 
     async def then(sender: str, body: bytes) -> bytes:
         heard.put_nowait(parse_batch(body))
@@ -298,7 +309,9 @@ async def test_any_answer_of_the_tracker_may_have_a_member_ask_again_and_streams
         found = [answer_as(answers.pop(0)) for _ in batch.asks]
         again = [(ref.key, 0)] if batch.fastest and len(answers) == 1 else []
         renewal = renewal_as(Renewal(6.0)) if batch.announce is not None else None
-        return Reply(renewal=renewal, answers=found, again=again).model_dump_json().encode()
+        none = [digests_as(Digests(0, 0.05, {})) for _ in batch.digests]
+        reply = Reply(renewal=renewal, answers=found, again=again, digests=none)
+        return reply.model_dump_json().encode()
 
     served = await serve(calls={CALL: track})
     tracker = Peer(served.address, served.address)
