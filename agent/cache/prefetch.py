@@ -1,14 +1,19 @@
 """How far ahead of one open file to fill: a pure decision over the reads that were seen of it.
 
 The first read of a file goes alone: fetches started beside it would take its bandwidth just when somebody
-waits for the first byte. Where reads go on, that is a stream: the window opens to `FIRST_WINDOW` chunks and
-with the next chunk to `WINDOW`; a jump closes it. One page that a program touches in a mapped file comes as
-several reads, one behind the other, because the kernel reads around it as far as its readahead goes. So only
-reads that go on for longer than that are a stream, but for those that begin with the file: who begins there
-mostly goes on, and gains from not waiting for the proof.
+waits for the first byte. Where reads go on, that is a run: its window opens to `FIRST_WINDOW` chunks and
+with the next chunk to `WINDOW`; a jump begins another run, whose window is closed. One page that a program
+touches in a mapped file comes as several reads, one behind the other, because the kernel reads around it as
+far as its readahead goes. So a run must be longer than that before its window opens, but for one that begins
+with the file: who begins there mostly goes on, and gains from not waiting for the proof.
+
+Several threads may read through one handle, each at a place of its own: the last `RUNS` runs are known, and
+those that went on lately share the window.
 """
 
 from __future__ import annotations
+
+from collections import deque
 
 from agent.content import Extent
 
@@ -16,6 +21,32 @@ from agent.content import Extent
 # came to 0.74 of it, more than 8 brought nothing.
 FIRST_WINDOW = 4
 WINDOW = 8
+RUNS = 8  # with as many the window is one chunk for each
+
+
+class Run:
+    """Reads that go on, one near the other."""
+
+    __slots__ = ("end", "last", "start", "window")
+
+    def __init__(self, extent: Extent, last: int) -> None:
+        """`last` is the last chunk of the extent."""
+        self.start, self.end, self.last = extent.offset, extent.end, last
+        self.window = 0
+
+    def distance(self, offset: int) -> int:
+        return max(self.start - offset, offset - self.end, 0)
+
+    def take(self, extent: Extent, last: int, proof: int) -> bool:
+        """Take a read; whether the window opens or the run comes to another chunk in it."""
+        self.start, self.end = min(self.start, extent.offset), max(self.end, extent.end)
+        grown, self.last = last > self.last, max(self.last, last)
+        if self.window:
+            self.window = WINDOW if grown else self.window
+            return grown
+        if not self.start or self.end - self.start > proof:
+            self.window = FIRST_WINDOW
+        return self.window > 0
 
 
 class Stream:
@@ -24,35 +55,31 @@ class Stream:
     def __init__(self, read_around: int) -> None:
         """`read_around` is how many bytes the kernel reads where a program touches a single page."""
         self._read_around = read_around
-        self._start = self._end = 0  # of the reads that belong together, as far as they were told
-        self._last: int | None = None
-        self._window = 0
-
-    @property
-    def closed(self) -> bool:
-        """Whether every read counts; of an open stream one read of each chunk is enough."""
-        return not self._window
+        self._runs: list[Run] = []  # the latest at the end
+        self._steps: deque[Run] = deque(maxlen=WINDOW)  # which runs came to their next chunk lately
+        self.closed = True  # whether every read counts; in an open window one of each chunk is enough
 
     def advance(self, extent: Extent, chunk_size: int, chunks: int) -> range:
         """Take note of a read; the chunks (of `chunks` in all) that should be filled ahead of it."""
-        first = extent.offset // chunk_size
         last = max(extent.offset, extent.end - 1) // chunk_size
-        if self._last is None or not self._goes_on(extent, first - self._last):
-            self._start, self._end, self._last, self._window = extent.offset, extent.end, last, 0
+        run = self._run_of(extent.offset, chunk_size)
+        if run is None:
+            run = Run(extent, last)
         else:
-            self._start, self._end = min(self._start, extent.offset), max(self._end, extent.end)
-            if not self._window:
-                self._window = FIRST_WINDOW if self._is_stream() else 0
-            elif last > self._last:
-                self._window = WINDOW
-            self._last = max(self._last, last)
-        return range(self._last + 1, min(self._last + 1 + self._window, chunks))
+            self._runs.remove(run)
+            if run.take(extent, last, self._read_around):
+                self._steps.append(run)
+        self._runs = [*self._runs[1 - RUNS :], run]
+        self.closed = not run.window
+        window = min(run.window, WINDOW // max(1, len(set(self._steps))))
+        return range(run.last + 1, min(run.last + 1 + window, chunks))
 
-    def _goes_on(self, extent: Extent, step: int) -> bool:
-        if self._window:
-            return abs(step) <= 1
-        # Several threads take the kernel's reads: they come nearly in order.
-        return self._start - self._read_around <= extent.offset <= self._end + self._read_around
+    def _run_of(self, offset: int, chunk_size: int) -> Run | None:
+        going_on = [run for run in self._runs if self._goes_on(run, offset, chunk_size)]
+        return min(reversed(going_on), key=lambda run: (not run.window, run.distance(offset)), default=None)
 
-    def _is_stream(self) -> bool:
-        return not self._start or self._end - self._start > self._read_around
+    def _goes_on(self, run: Run, offset: int, chunk_size: int) -> bool:
+        if run.window:
+            return abs(offset // chunk_size - run.last) <= 1
+        # The kernel's reads are taken by several threads: they come nearly in order.
+        return run.distance(offset) <= self._read_around // 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,24 @@ def test_what_goes_on_past_the_reads_around_one_page_is_a_stream() -> None:
         assert not stream.advance(Extent(offset, 100), CHUNK, 50)
     assert stream.advance(Extent(2300 + AROUND, 100), CHUNK, 50) == range(3, 3 + FIRST_WINDOW)
     assert not stream.closed
+
+
+@pytest.mark.parametrize(("readers", "window"), [(2, 4), (3, 2), (8, 1)])
+def test_threads_that_read_through_one_handle_share_the_window(readers: int, window: int) -> None:
+    stream = Stream(AROUND)
+    ahead = [range(0)] * readers
+    for offset in range(0, 3 * CHUNK, AROUND // 4):
+        for reader in range(readers):
+            start = (1 + 20 * reader) * CHUNK + offset
+            ahead[reader] = stream.advance(Extent(start, AROUND // 4), CHUNK, 200)
+    assert ahead == [range(4 + 20 * reader, 4 + 20 * reader + window) for reader in range(readers)]
+
+
+def test_who_has_jumped_has_the_whole_window_again_some_chunks_later() -> None:
+    stream = Stream(AROUND)
+    for offset in (*range(0, 10 * CHUNK, 250), *range(50 * CHUNK, 50 * CHUNK + WINDOW * CHUNK, 250)):
+        ahead = stream.advance(Extent(offset, 250), CHUNK, 200)
+    assert ahead == range(50 + WINDOW, 50 + 2 * WINDOW)
 
 
 def test_the_first_read_of_a_file_opens_the_window_once_it_is_served() -> None:
