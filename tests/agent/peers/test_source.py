@@ -141,7 +141,8 @@ def flipped() -> bytes:
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "flips a bit": ((whole(flipped())[: CHUNK + 500],), "wrong"),
     "stalls after the head": ((partial(DATA, 0, CHUNK)[:100], threading.Event()), "silent"),
-    "stalls in the middle": ((whole(DATA)[: 2 * UNIT], threading.Event()), "silent"),
+    # After a whole unit: a part of the next one is seen after 4 s only, when the third look finds it silent.
+    "stalls in the middle": ((whole(DATA)[: -(CHUNK - UNIT)], threading.Event()), "silent"),
     "answers 200 with everything": ((head("200 OK", f"Content-Length: {SIZE}"), DATA, CLOSE), "wrong"),
     "answers another range": ((partial(DATA, UNIT, UNIT + CHUNK),), "wrong"),
     "says another size": (
