@@ -18,7 +18,7 @@ from agent.cache.objects import CachedObject
 from agent.clock import Clock
 from agent.content import Extent
 from agent.errors import HeadraceError
-from agent.peers.turns import Arrival, Stream, available, beside, chosen, landing_of
+from agent.peers.turns import Arrival, Stream, available, beside, chosen, landing_of, receiver_is_busy
 
 SLICE = 1 << 20  # bytes sent in one turn
 SENT_WITHIN = 10.0  # seconds for a slice: whoever reads more slowly than 100 KiB a second is cut off
@@ -165,8 +165,9 @@ class Courier:
         """
         if self._pay is not None:
             return
+        busy = receiver_is_busy(stream.connection)
         with self._changed:
-            others = beside(self._streams, stream)
+            others = beside(self._streams, stream, busy)
         for other in others:
             self._slice_beside(other)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 from collections.abc import Container
 from pathlib import Path
 
 from agent.cache.objects import CachedObject
 from agent.content import Extent, ObjectRef
-from agent.peers.turns import BESIDE, SILENT, Stream, beside, chosen
+from agent.peers.turns import BESIDE, SILENT, Stream, beside, chosen, receiver_is_busy
 
 CACHED = CachedObject(ObjectRef("s3://models/llama/weights", "etag-1", 1 << 20), Path("/"), -1, 1, 1 << 20)
 
@@ -66,5 +68,20 @@ def test_whoever_is_blocked_has_its_turn_where_nobody_else_could_send() -> None:
 def test_those_that_come_next_and_have_bytes_go_beside_the_one_whose_turn_it_is() -> None:
     streams = streams_of(*range(BESIDE + 4))
     streams[0].blocked, streams[1].ready = True, False
-    assert beside(streams, streams[3]) == [streams[2], *streams[4 : 3 + BESIDE]]
-    assert beside(streams[:2], streams[0]) == []
+    assert beside(streams, streams[3], busy=False) == [streams[2], *streams[4 : 3 + BESIDE]]
+    assert beside(streams, streams[3], busy=True) == [streams[2]]
+    assert beside(streams[:2], streams[0], busy=False) == []
+
+
+async def test_the_receiver_is_busy_where_the_kernel_waits_for_its_window() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sender = socket.create_connection(listener.getsockname())
+        receiver, _ = listener.accept()
+    with sender, receiver:
+        assert not receiver_is_busy(sender)
+        sender.setblocking(False)
+        async with asyncio.timeout(10):
+            while not receiver_is_busy(sender):  # which takes nothing
+                with contextlib.suppress(BlockingIOError):
+                    sender.send(bytes(1 << 20))
+                await asyncio.sleep(0.002)
