@@ -25,28 +25,37 @@ RUNS = 8  # with as many the window is one chunk for each
 
 
 class Run:
-    """Reads that go on, one near the other."""
+    """Reads that go on, each behind the one before it."""
 
-    __slots__ = ("end", "last", "start", "window")
+    __slots__ = ("end", "last", "start", "trusted", "window")
 
     def __init__(self, extent: Extent, last: int) -> None:
         """`last` is the last chunk of the extent."""
         self.start, self.end, self.last = extent.offset, extent.end, last
         self.window = 0
+        self.trusted = not self.start  # it needs no proof, as long as nothing is read elsewhere
 
-    def distance(self, offset: int) -> int:
-        return max(self.start - offset, offset - self.end, 0)
+    def goes_on(self, offset: int, chunk_size: int) -> bool:
+        if self.window:
+            return abs(offset // chunk_size - self.last) <= 1
+        return self.start <= offset <= self.end
 
     def take(self, extent: Extent, last: int, proof: int) -> bool:
         """Take a read; whether the window opens or the run comes to another chunk in it."""
-        self.start, self.end = min(self.start, extent.offset), max(self.end, extent.end)
+        self.end = max(self.end, extent.end)
         grown, self.last = last > self.last, max(self.last, last)
         if self.window:
             self.window = WINDOW if grown else self.window
             return grown
-        if not self.start or self.end - self.start > proof:
+        if self.trusted or self.end - self.start > proof:
             self.window = FIRST_WINDOW
         return self.window > 0
+
+    def doubt(self, proof: int) -> None:
+        """Something was read elsewhere: a window that was opened without proof is closed."""
+        self.trusted = False
+        if self.end - self.start <= proof:
+            self.window = 0
 
 
 class Stream:
@@ -64,6 +73,8 @@ class Stream:
         last = max(extent.offset, extent.end - 1) // chunk_size
         run = self._run_of(extent.offset, chunk_size)
         if run is None:
+            for other in self._runs:
+                other.doubt(self._read_around)
             run = Run(extent, last)
         else:
             self._runs.remove(run)
@@ -75,11 +86,6 @@ class Stream:
         return range(run.last + 1, min(run.last + 1 + window, chunks))
 
     def _run_of(self, offset: int, chunk_size: int) -> Run | None:
-        going_on = [run for run in self._runs if self._goes_on(run, offset, chunk_size)]
-        return min(reversed(going_on), key=lambda run: (not run.window, run.distance(offset)), default=None)
-
-    def _goes_on(self, run: Run, offset: int, chunk_size: int) -> bool:
-        if run.window:
-            return abs(offset // chunk_size - run.last) <= 1
-        # The kernel's reads are taken by several threads: they come nearly in order.
-        return run.distance(offset) <= self._read_around // 4
+        """The run that a read belongs to: of those that it may go on the open ones first, then the latest."""
+        going_on = [run for run in reversed(self._runs) if run.goes_on(offset, chunk_size)]
+        return min(going_on, key=lambda run: not run.window, default=None)

@@ -69,6 +69,14 @@ def test_what_goes_on_past_the_reads_around_one_page_is_a_stream() -> None:
     assert not stream.closed
 
 
+def test_a_file_that_is_read_by_jumps_within_the_reach_of_the_readahead_is_no_stream() -> None:
+    stream = Stream(4 * CHUNK)
+    stream.advance(Extent(0, CHUNK), CHUNK, 50)
+    stream.advance(Extent(0, CHUNK), CHUNK, 50)
+    for chunk in (2, 4, 6, 1, 3, 5):
+        assert not stream.advance(Extent(chunk * CHUNK, CHUNK), CHUNK, 50)
+
+
 @pytest.mark.parametrize(("readers", "window"), [(2, 4), (3, 2), (8, 1)])
 def test_threads_that_read_through_one_handle_share_the_window(readers: int, window: int) -> None:
     stream = Stream(AROUND)
