@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from agent.cache.objects import CachedObject
@@ -45,6 +46,7 @@ class Courier:
         self._current: Stream | None = None
         self._beside: Stream | None = None
         self._running = False
+        self._woken: int | None = None  # an eventfd, while the thread waits for sockets
         self._looked = clock.monotonic()
 
     def add(self, stream: Stream) -> bool:
@@ -52,7 +54,7 @@ class Courier:
         with self._changed:
             stream.since = self._clock.monotonic()
             insort(self._streams, stream)
-            self._changed.notify()
+            self._wake()
             start, self._running = not self._running, True
             return start
 
@@ -60,6 +62,7 @@ class Courier:
         """End a stream, soon: its `ended` is called."""
         with self._changed:
             stream.given_up = True
+            self._wake()
             if stream is not self._current and stream is not self._beside:
                 self._end(stream, None)
             elif stream in self._streams:
@@ -152,39 +155,72 @@ class Courier:
             except BlockingIOError:
                 if self._clock.monotonic() >= stream.due:
                     raise TimeoutError("the peer does not take its bytes") from None
-                self._send_beside(stream)
-                if not stream.writable.poll(LOOK_EVERY * 1000) and self._others_could(stream):
+                full = self._send_beside(stream)
+                if not self._writable([stream, *full]) and self._others_could(stream):
                     stream.blocked = True
                     return
         stream.due = None
 
-    def _send_beside(self, stream: Stream) -> None:
+    def _writable(self, streams: Sequence[Stream]) -> bool:
+        """Wait until a socket takes more, or there is something new to send; False where nothing comes."""
+        poll, woken = select.poll(), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        poll.register(woken, select.POLLIN)
+        try:
+            with self._changed:
+                for stream in streams:
+                    if stream in self._streams:
+                        poll.register(stream.connection, select.POLLOUT)
+                self._woken = woken
+            return bool(poll.poll(LOOK_EVERY * 1000))
+        finally:
+            with self._changed:
+                self._woken = None
+            os.close(woken)
+
+    def _wake(self) -> None:
+        """Have the thread look at what there is; with the lock held."""
+        self._changed.notify()
+        if self._woken is not None:
+            os.eventfd_write(self._woken, 1)
+
+    def _send_beside(self, stream: Stream) -> list[Stream]:
         """Let the next ones send what their sockets take, while the stream whose turn it is has to wait.
 
-        Not under a limit: that is less than the link has.
+        Those whose sockets take no more. None under a limit: that is less than the link has.
         """
         if self._pay is not None:
-            return
+            return []
         busy = receiver_is_busy(stream.connection)
         with self._changed:
             others = beside(self._streams, stream, busy)
-        for other in others:
-            self._slice_beside(other)
+        return [other for other in others if self._slice_beside(other)]
 
-    def _slice_beside(self, other: Stream) -> None:
+    def _slice_beside(self, other: Stream) -> bool:
+        """Whether its socket takes no more."""
         with self._changed:
             if other not in self._streams:  # given up meanwhile
-                return
+                return False
             self._beside = other
         error: Exception | None = None
         try:
-            over = self._send_slice(other, _send_what_fits)
+            over = self._fill(other)
         except Exception as failure:  # noqa: BLE001 - it is that stream's
             over, error = True, failure
         with self._changed:
             self._beside = None
         if over or other.given_up:
             self._end(other, error)
+            return False
+        return other.full
+
+    def _fill(self, stream: Stream) -> bool:
+        """Give a socket all that it takes; True where nothing more is to be sent."""
+        stream.full, before = False, -1
+        while stream.ready and not stream.full and stream.position > before:
+            before = stream.position
+            if self._send_slice(stream, _send_what_fits):
+                return True
+        return False
 
     def _others_could(self, stream: Stream) -> bool:
         with self._changed:
@@ -224,7 +260,7 @@ class Courier:
         with self._changed:
             stream.since = self._clock.monotonic()
             stream.ready = True
-            self._changed.notify()
+            self._wake()
 
     def _stop_waiting(self, stream: Stream) -> None:
         if stream.landing is not None and stream.arrival is not None:
@@ -252,9 +288,12 @@ def _send_at_once(stream: Stream, until: int) -> None:
 
 
 def _send_what_fits(stream: Stream, until: int) -> None:
-    with contextlib.suppress(BlockingIOError):
+    stream.full = False
+    try:
         while stream.position < until:
             _send_at_once(stream, until)
+    except BlockingIOError:
+        stream.full = True
 
 
 def _ask_disk_ahead(cached: CachedObject, offset: int) -> None:

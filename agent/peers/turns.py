@@ -73,6 +73,7 @@ class Stream:
     ended: Callable[[BaseException | None], None]
     position: int = field(init=False)
     ready: bool = True  # whether there may be bytes to send; else `arrival` waits in `landing`
+    full: bool = False  # its socket took no more when it was last sent beside another
     blocked: bool = False  # the peer takes nothing of it, and the others have their turns
     due: float | None = None  # monotonic, of the slice that is being sent
     since: float = 0.0  # monotonic, of its last turn, or of the bytes that came since

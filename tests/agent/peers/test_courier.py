@@ -116,7 +116,7 @@ async def test_a_stream_that_is_not_read_holds_up_no_other_one_to_its_peer(
     await outgoing.close()
 
 
-async def test_while_one_stream_waits_for_its_window_the_next_one_begins(
+async def test_while_one_stream_waits_for_its_window_the_next_ones_are_sent(
     cached: CachedObject, link: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(courier, "LOOK_EVERY", 60.0)  # the first one is not taken for one that is not read
@@ -127,11 +127,15 @@ async def test_while_one_stream_waits_for_its_window_the_next_one_begins(
         sender.add(Stream(cached, extent, False, connection, to.transport.is_closing, over.append))
     thread = threading.Thread(target=sender.run)
     thread.start()
-    assert await received(other, 9) == DATA[CHUNK : CHUNK + 9]
+    # All of it, though the first one takes nothing and nobody looks again.
+    assert await received(other, CHUNK) == DATA[CHUNK : 2 * CHUNK]
+    later = await link()
+    connection = later.transport.get_extra_info("socket").dup()
+    sender.add(Stream(cached, Extent(7, CHUNK), False, connection, later.transport.is_closing, over.append))
+    assert await received(later, CHUNK) == DATA[7 : CHUNK + 7]
     assert await received(one, SIZE) == DATA
-    assert await received(other, CHUNK - 9) == DATA[CHUNK + 9 : 2 * CHUNK]
     await asyncio.to_thread(thread.join, 20)
-    assert over == [None, None]
+    assert over == [None, None, None]
     assert cached.when_unread(range(8), lambda: None)
 
 
