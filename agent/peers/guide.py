@@ -120,6 +120,9 @@ class RelayGuide:
         course, chunk = self._courses.at(ref, extent)
         return course.left_by(self._own.name, chunk, peer.name if peer is not None else "")
 
+    def relays(self, ref: ObjectRef, extent: Extent) -> bool:
+        return self._courses.at(ref, extent)[0].place is not None
+
     def slow(self, ref: ObjectRef, extent: Extent) -> bool:
         return self._own.name in self._courses.at(ref, extent)[0].slow
 

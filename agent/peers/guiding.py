@@ -23,6 +23,9 @@ class Guide(Protocol):
         """Whether the bytes are to come from another parent, though this one, or the origin (None), does not
         fail."""
 
+    def relays(self, ref: ObjectRef, extent: Extent) -> bool:
+        """Whether this agent has a place in the relay of these bytes: others may wait for what it fetches."""
+
     def slow(self, ref: ObjectRef, extent: Extent) -> bool:
         """Whether this agent is the slow one: its few bytes a second come from many, some of them late."""
 

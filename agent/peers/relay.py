@@ -1,8 +1,11 @@
 """Who is whose parent, as arithmetic: one group of agents that want the same span, formed at the same time.
 
-A **span** is a run of `SPAN` chunks of one object: the smallest thing that an agent joins a relay for. Each
-of its chunks is a stripe with its own rotation of one ring, so that each agent is the head of as many chunks
-as any other and passes nearly every other chunk on to the same neighbour.
+A **span** is `SPAN` chunks of one object: the smallest thing that an agent joins a relay for. A **stripe** is
+`RUN` chunks of it, with its own rotation of one ring: so each agent is the head of as many stripes as any
+other, and passes nearly everything on to the same neighbour. The chunks of a stripe follow each other down
+one chain, at the full speed of its links. With a rotation for each chunk, eight of them came to everybody
+at the same time, each at an eighth of the speed, and the hops of fifteen nodes took one to five seconds in
+place of half a one.
 
 For each stripe the members have one total order, and a parent always comes before its child in it. Members
 that leave make the order shorter and never change it, so answers given before and after cannot form a cycle.
@@ -19,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 SPAN = 64  # chunks: 512 MiB of 8 MiB chunks, and the bits of one word in a chunk map
+RUN = 32  # chunks of a stripe: who is the next head is the last to get what it reads, a ring's length late
 CHAIN = 50  # members; measured up to 15, and a chain is as fragile as it is long
 BRANCHES = 2
 SLOTS = 4  # children for one chunk: the chain, a branch, another zone, and one that joined later or is slow

@@ -28,6 +28,7 @@ from agent.errors import (
     VersionChanged,
 )
 from agent.metrics import Metrics
+from agent.peers.courses import group_of
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.guiding import Guide
 from agent.peers.liveness import Liveness
@@ -36,6 +37,7 @@ from agent.peers.messages import Reason
 from agent.peers.owners import Elsewhere, SmallObjects
 from agent.peers.paths import Path, Paths, PathSlower
 from agent.peers.pulse import Intake
+from agent.peers.queue import Breadth, Queue
 from agent.peers.units import CheckedSink, MakingSink, Rest, UnitUnknown, UnitWrong
 from agent.rate import Rate
 from agent.source import Budget, Checksum, Sink, Urgency
@@ -85,6 +87,8 @@ class PeerSource:
         self._metrics = metrics
         self._rests: OrderedDict[tuple[str, int], Rest] = OrderedDict()
         self._paths = Paths(clock)
+        self._queue = Queue(clock)
+        self._breadths: dict[str, Breadth] = {}
         self.intake = Intake()
 
     def budget(self, ref: ObjectRef) -> Budget:
@@ -110,10 +114,16 @@ class PeerSource:
         if (ref.key, sink.end) in self.straight:
             await self._from_origin(ref, sink)
             return
-        for may_leave in (True, False):
-            await self._from_peers(ref, sink, first)
-            if sink.position == sink.end or not await self._from_origin(ref, sink, may_leave):
-                return
+        group = group_of(ref)
+        with self._queue.under_way(group, sink):
+            for may_leave in (True, False):
+                await self._from_peers(ref, sink, first)
+                if sink.position == sink.end:
+                    return
+                if self._guide.relays(ref, _left(sink)):
+                    await self._queue.turn(group, sink, self._breadth(ref))
+                if not await self._from_origin(ref, sink, may_leave):
+                    return
 
     async def _from_peers(self, ref: ObjectRef, sink: Sink, urgency: Urgency) -> None:
         patience = self._origin.budget(ref).deadline / 4  # three parents leave the origin a quarter
@@ -126,6 +136,9 @@ class PeerSource:
             if peer is None:
                 return
             tried.add(peer.name)
+            asked = self._clock.monotonic()
+            await self._queue.turn(group_of(ref), sink)
+            give_up += self._clock.monotonic() - asked
             before = sink.position
             error = await self._from_peer(peer, ref, sink, min(UNIT_WITHIN, patience), urgency)
             late = sink.position == before and self._clock.monotonic() >= give_up
@@ -247,6 +260,8 @@ class PeerSource:
             loop.call_soon_threadsafe(self._guide.made, ref, unit, digest)
 
         making = MakingSink(sink, ref.size, made, self._rests.pop(key, None))
+        breadth = self._breadth(ref)
+        breadth.began()
         began = self._clock.monotonic()
         try:
             with self.intake.of(making):
@@ -254,10 +269,14 @@ class PeerSource:
         finally:
             self._keep_rest(key, making)
             seconds = self._clock.monotonic() - began
+            breadth.ended(sink.position - wanted.offset, seconds)
             self._paths.origin_took(self.budget(ref).name, sink.position - wanted.offset, seconds)
         if not left:
             self._guide.brought(ref, wanted, None)
         return left
+
+    def _breadth(self, ref: ObjectRef) -> Breadth:
+        return self._breadths.setdefault(self.budget(ref).name, Breadth())
 
     async def _fetch(self, ref: ObjectRef, making: MakingSink, may_leave: bool) -> bool:
         """Fetch from the origin; whether that was left for parents."""

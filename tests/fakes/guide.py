@@ -25,6 +25,7 @@ class MemoryGuide:
         self.blamed: list[tuple[Peer, Reason]] = []
         self.slow_ones: set[str] = set()
         self.slow_itself = False
+        self.relaying = False
         self._answered = asyncio.Event()
         self._more = asyncio.Event()
 
@@ -42,6 +43,9 @@ class MemoryGuide:
 
     def left(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> bool:
         return peer.name in self.slow_ones if peer is not None else bool(self.slow_ones and self.parents_now)
+
+    def relays(self, ref: ObjectRef, extent: Extent) -> bool:
+        return self.relaying
 
     def slow(self, ref: ObjectRef, extent: Extent) -> bool:
         return self.slow_itself

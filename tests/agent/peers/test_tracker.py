@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from agent.peers.member import Peer
 from agent.peers.messages import ALL, Answer, SpanId, Standing
+from agent.peers.relay import RUN, SPAN
 from agent.peers.tracker import GATHER, LEASE, REBUILD, SETTLE, Tracker
 from tests.fakes.clock import ManualClock
 
@@ -44,10 +45,15 @@ class Cluster:
 
 
 def test_agents_that_start_together_share_the_heads_evenly() -> None:
-    cluster = Cluster()
-    cluster.start(*map(peer, range(8)))
-    assert all(len(cluster.heads(chunk)) == 1 for chunk in range(64))
-    assert set(Counter(cluster.heads(chunk)[0] for chunk in range(64)).values()) == {8}
+    cluster, heads = Cluster(), Counter[str]()
+    for number in range(8 * RUN // SPAN):
+        for gathering in (True, False):
+            waits = [cluster.ask(peer(n), span=SpanId("object", number)).wait for n in range(8)]
+            assert all(bool(wait) == gathering for wait in waits)
+            cluster.clock.advance(GATHER)
+        assert all(len(cluster.heads(chunk)) == 1 for chunk in range(SPAN))
+        heads.update(cluster.heads(chunk)[0] for chunk in range(SPAN))
+    assert set(heads.values()) == {RUN}
 
 
 def test_a_late_joiner_has_the_last_that_came_as_its_parent_for_every_chunk() -> None:
@@ -202,7 +208,7 @@ def test_a_member_that_holds_its_parent_up_is_a_leaf_at_the_end_as_soon_as_all_h
     assert all("node-3" not in cluster.first_parents(f"node-{n}") for n in range(8))
     parents = cluster.first_parents("node-3")
     assert "origin" not in parents
-    assert max(parents.values()) <= 16, "it hangs on the last of each chunk's chain, which has no other child"
+    assert max(parents.values()) <= RUN, "it hangs on the last of each chain, which has no other child"
     assert all(cluster.tracker.again(f"node-{n}") == [] for n in range(8))
 
 
@@ -353,8 +359,13 @@ def _held_up(cluster: Cluster, parent: str, child: str) -> None:
 def _slow_in_the_middle(cluster: Cluster, number: int) -> None:
     """The slow member finds its parent slow, and its child finds it slow."""
     slow = f"node-{number}"
-    chunk = next(c for c in range(64) if cluster.heads(c)[0] == f"node-{number - 2}")
+    children = {
+        chunk: name
+        for name, answer in cluster.answers.items()
+        for chunk, route in enumerate(answer.routes)
+        if route[:1] == (_peer_of(slow),) and cluster.heads(chunk) != [slow]
+    }
+    chunk, child = next(iter(children.items()))
     parent = cluster.answers[slow].routes[chunk][0].name
-    child = next(n for n, a in cluster.answers.items() if a.routes[chunk][:1] == (_peer_of(slow),))
     cluster.tracker.failed(slow, SPAN0, chunk, parent, "slow")
     cluster.tracker.failed(child, SPAN0, chunk, slow, "slow")

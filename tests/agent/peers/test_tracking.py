@@ -30,7 +30,7 @@ def tracking(clock: ManualClock) -> Tracking:
 async def test_two_members_that_ask_together_are_each_others_parents_and_heads(
     tracking: Tracking, clock: ManualClock
 ) -> None:
-    batch = Batch(asks=[((KEY, 0), 8, [])])
+    batch = Batch(asks=[((KEY, 0), SPAN, [])])
     for name in (A, B):
         reply = parse_reply(await tracking.call(name, batch.model_dump_json().encode()), batch)
         assert reply.answers[0].wait > 0
@@ -40,7 +40,7 @@ async def test_two_members_that_ask_together_are_each_others_parents_and_heads(
         reply = parse_reply(await tracking.call(name, batch.model_dump_json().encode()), batch)
         assert reply.answers[0].wait == 0
         routes[name] = reply.answers[0].routes
-    assert sorted(map(len, routes[A])) == [0] * 4 + [1] * 4
+    assert sorted(map(len, routes[A])) == [0] * (SPAN // 2) + [1] * (SPAN // 2)
     assert all(bool(a) != bool(b) for a, b in zip(routes[A], routes[B], strict=True))
 
 

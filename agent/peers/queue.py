@@ -1,0 +1,116 @@
+"""When a member begins with its next chunk: a few at a time, and after what began before.
+
+All members fill the same object in the same order. What begins too early takes its part of every link while
+nobody needs it yet, and makes late what everybody waits for: with eight chunks on their way at the same time
+a hop of a chain took a third of a second, with three a twentieth. Three fill a link from a parent. One
+connection to an origin may be slow where a link is fast, so a head finds out how many of them are worth
+having (`Breadth`). Only where members share what is read: an agent that is alone takes all it can get.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+
+from agent.clock import Clock, timeout
+from agent.source import Sink
+
+FEWEST = 3  # one that ends, one that is in full flow, one that begins
+MOST = 8  # as many as one object fills at a time (agent/cache/warm.py, agent/cache/prefetch.py)
+ROUND = 8  # fetches for each of those side by side: so many are measured together
+ROUNDS = 16  # after which another number is tried again
+WORTH = 0.5  # of what one more would bring if all were limited by the origin, and none by this agent's link
+LOOK_EVERY = 0.25  # seconds between two looks at whether what began before goes on at all
+
+
+class Breadth:
+    """How many fetches from one origin are worth having side by side. Pure state."""
+
+    def __init__(self) -> None:
+        self.streams = FEWEST
+        self._under_way = 0
+        self._totals: dict[int, float] = {}  # bytes a second, by the number of streams
+        self._bytes, self._seconds, self._fetches, self._rounds = 0, 0.0, 0, 0
+
+    def began(self) -> None:
+        """A fetch begins; `ended` has to follow."""
+        self._under_way += 1
+
+    def ended(self, count: int, seconds: float) -> None:
+        """It brought so many bytes in so many seconds."""
+        beside, self._under_way = self._under_way, self._under_way - 1
+        if beside != self.streams or not count:
+            return  # at the beginning or the end, or while a reader has one more
+        self._bytes, self._seconds, self._fetches = (
+            self._bytes + count,
+            self._seconds + seconds,
+            self._fetches + 1,
+        )
+        if self._fetches == ROUND * beside:
+            self._totals[beside] = beside * self._bytes / self._seconds
+            self._turn_to(self._next())
+
+    def _turn_to(self, streams: int) -> None:
+        self.streams = streams
+        self._bytes, self._seconds, self._fetches = 0, 0.0, 0
+
+    def _next(self) -> int:
+        now = self.streams
+        self._rounds += 1
+        if self._rounds == ROUNDS:
+            self._rounds = 0
+            self._totals = {now: self._totals[now]}
+            return max(FEWEST, now - 1)
+        if now > FEWEST and now - 1 in self._totals and not self._is_worth(now):
+            return now - 1
+        return now + 1 if now < MOST and (now + 1 not in self._totals or self._is_worth(now + 1)) else now
+
+    def _is_worth(self, streams: int) -> bool:
+        """Whether these bring more than one less, as far as both are known."""
+        less = streams - 1
+        return self._totals[streams] >= self._totals[less] * (1 + WORTH / less)
+
+
+class Queue:
+    """What is on its way to this agent, by group and in the order in which it began. Used on the loop."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._under_way: defaultdict[str, list[Sink]] = defaultdict(list)
+        self._changed = asyncio.Event()
+
+    @contextlib.contextmanager
+    def under_way(self, group: str, sink: Sink) -> Iterator[None]:
+        """A fetch, from wherever."""
+        self._under_way[group].append(sink)
+        try:
+            yield
+        finally:
+            self._under_way[group].remove(sink)
+            if not self._under_way[group]:
+                del self._under_way[group]
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def turn(self, group: str, sink: Sink, breadth: Breadth | None = None) -> None:
+        """Wait until few enough of what began before `sink` are under way: as `breadth` has it, or FEWEST.
+
+        Not while a reader waits for its bytes, nor for what brings none: it may wait for this agent."""
+        seen = -1
+        while not sink.urgency.awaited:
+            before = self._before(group, sink)
+            arrived = sum(one.position for one in before)
+            streams = breadth.streams if breadth is not None else FEWEST
+            if len(before) < streams or arrived == seen:
+                return
+            seen = arrived
+            with contextlib.suppress(TimeoutError):
+                async with timeout(self._clock, LOOK_EVERY):
+                    await self._changed.wait()
+                    seen = -1
+
+    def _before(self, group: str, sink: Sink) -> list[Sink]:
+        sinks = self._under_way[group]
+        return sinks[: sinks.index(sink)]
