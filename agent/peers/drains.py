@@ -3,8 +3,8 @@
 An agent stores what it receives and sends it from there, so a slow child never holds up its own parent, but
 whoever comes after it in the chain waits for what it passes on. The parent sees it first: bytes wait that the
 child asked for. But they also wait where a stream stands still for a moment, as any does that has lost
-packets. A slow link differs from that in what it never does: bring much in any half second. So what counts of
-the member is its fastest half second of late, from whomever. Pure: told what is seen at each look.
+packets. A slow link differs from that in what it never does: bring much in any third of a second. So what
+counts of the member is its fastest one of late, from whomever. Pure: told what is seen at each look.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-LOOK_EVERY = 0.25  # seconds between two looks
-LATELY = 20  # looks: a stream that lost packets stands still for a second or two, not for five
+LOOK_EVERY = 0.15  # seconds between two looks
+LATELY = 33  # looks: a stream that lost packets stands still for a second or two, not for five
 BURST = 2  # looks: less is what buffers and schedulers make of any link
 HELD = 4  # looks in a row at which bytes wait for a child that holds this agent up
 SLOW = 0.4  # of what the child could have had, by these looks

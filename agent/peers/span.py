@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from agent.peers.relay import CHAIN, RUN, SPAN, Formation, Place, depth_of, placed
+from agent.peers.relay import CHAIN, SPAN, Formation, Place, depth_of, placed, stripe_of
 
 PARENTS = 3  # in a route: one, and two to go on with
 
@@ -48,8 +48,8 @@ class SpanRelay:
 
     def __init__(self, key: str, number: int) -> None:
         self._generation = 1
-        # The first stripe: objects of a single chunk have different heads too.
-        self._first = zlib.crc32(key.encode()) + number * (SPAN // RUN)
+        self._shift = zlib.crc32(key.encode())  # objects of a single chunk have different heads too
+        self._first = number * SPAN
         self._members: dict[str, _Member] = {}
         self._groups: dict[int, _Group] = {}
         self._left: dict[str, int] = {}  # name -> the generation since which it is not where it was
@@ -159,7 +159,9 @@ class SpanRelay:
 
     def route(self, name: str, chunk: int, without: Collection[str] = ()) -> tuple[str, ...]:
         """The parents of a member for one chunk, the best first; none where it has to be the head."""
-        found = (p for p in self._before(name, self._first + chunk // RUN) if p not in without)
+        found = (
+            p for p in self._before(name, self._shift + stripe_of(self._first + chunk)) if p not in without
+        )
         parents = tuple(islice(dict.fromkeys(islice(found, PARENTS * 2)), PARENTS))
         return parents or self._holders(name, chunk, without)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from agent.peers.member import Peer
 from agent.peers.messages import ALL, Answer, SpanId, Standing
-from agent.peers.relay import RUN, SPAN
+from agent.peers.relay import RUN, SCOUT, SPAN
 from agent.peers.tracker import GATHER, LEASE, REBUILD, SETTLE, Tracker
 from tests.fakes.clock import ManualClock
 
@@ -46,14 +46,14 @@ class Cluster:
 
 def test_agents_that_start_together_share_the_heads_evenly() -> None:
     cluster, heads = Cluster(), Counter[str]()
-    for number in range(8 * RUN // SPAN):
+    for number in range(32):
         for gathering in (True, False):
             waits = [cluster.ask(peer(n), span=SpanId("object", number)).wait for n in range(8)]
             assert all(bool(wait) == gathering for wait in waits)
             cluster.clock.advance(GATHER)
         assert all(len(cluster.heads(chunk)) == 1 for chunk in range(SPAN))
         heads.update(cluster.heads(chunk)[0] for chunk in range(SPAN))
-    assert set(heads.values()) == {RUN}
+    assert max(heads.values()) <= 1.1 * min(heads.values())
 
 
 def test_a_late_joiner_has_the_last_that_came_as_its_parent_for_every_chunk() -> None:
@@ -208,7 +208,9 @@ def test_a_member_that_holds_its_parent_up_is_a_leaf_at_the_end_as_soon_as_all_h
     assert all("node-3" not in cluster.first_parents(f"node-{n}") for n in range(8))
     parents = cluster.first_parents("node-3")
     assert "origin" not in parents
-    assert max(parents.values()) <= RUN, "it hangs on the last of each chain, which has no other child"
+    assert max(parents.values()) <= RUN + len(SCOUT), (
+        "it hangs on the last of each chain, which has no other child"
+    )
     assert all(cluster.tracker.again(f"node-{n}") == [] for n in range(8))
 
 

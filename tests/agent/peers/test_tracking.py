@@ -30,7 +30,7 @@ def tracking(clock: ManualClock) -> Tracking:
 async def test_two_members_that_ask_together_are_each_others_parents_and_heads(
     tracking: Tracking, clock: ManualClock
 ) -> None:
-    batch = Batch(asks=[((KEY, 0), SPAN, [])])
+    batch = Batch(asks=[((KEY, 1), SPAN, [])])
     for name in (A, B):
         reply = parse_reply(await tracking.call(name, batch.model_dump_json().encode()), batch)
         assert reply.answers[0].wait > 0
