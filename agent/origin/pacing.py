@@ -1,7 +1,8 @@
 """How fast the origins are asked: this agent's part of what the cluster may take, and what they ask to wait.
 
 Stands before the origins. Each live agent takes its N-th part of an origin's `cluster_rate`, whole chunks at
-a time: in a relay the heads change from chunk to chunk, so that a head has saved up for its turn. An origin
+a time: in a relay the heads then change from chunk to chunk (`limited`), so that a head has saved up for its
+turn. An origin
 that answers with Retry-After is left alone by all of this agent's fetches until then, and the other agents
 are told. What others tell is believed for `TOLD_MOST` seconds, and then for `DEAF` seconds not again: an
 agent that lies slows a cluster down, and does not stop it.
@@ -75,6 +76,11 @@ class PacedOrigins:
         self.hold_offs = HoldOffs(clock)
         self.members: Callable[[], int] = lambda: 1  # live agents, this one among them
         self.tell: Callable[[str, float], None] = lambda origin, seconds: None
+
+    @property
+    def limited(self) -> bool:
+        """Whether any origin has a `cluster_rate`."""
+        return bool(self._rates)
 
     def budget(self, ref: ObjectRef) -> Budget:
         return self._origins.budget(ref)

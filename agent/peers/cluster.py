@@ -53,6 +53,9 @@ class Paced(Protocol):
     @property
     def hold_offs(self) -> HoldOffs: ...
 
+    @property
+    def limited(self) -> bool: ...
+
     members: Callable[[], int]
     tell: Callable[[str, float], None]
 
@@ -84,7 +87,8 @@ class Cluster:
         resolver, every = system_resolver(config.own), config.discovery == "dns"
         self._discovery = NamedPeers(own.address, targets, clock, resolver, every=every)
         liveness = Liveness(clock)
-        self._tracking = Tracking(Tracker(clock))
+        self._tracker = Tracker(clock)
+        self._tracking = Tracking(self._tracker)
         courses = Courses(chunk_size)
         self._guide = RelayGuide(own, self._discovery, liveness, client, self._tracking, courses, clock)
         upload, download = config.upload_limit, config.download_limit
@@ -112,6 +116,8 @@ class Cluster:
         )
         origins.tell = self._holding.tell
         origins.members = self._live
+        if origins.limited:
+            self._tracker.run = 1  # each head has its part of the limit only: all are heads in turn
 
     async def serve(self, filler: Filler) -> None:
         """Listen to peers, look for them, and announce. Raises ConfigError."""

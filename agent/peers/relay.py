@@ -51,9 +51,9 @@ class Place:
             raise ValueError(f"no such place: {self}")
 
 
-def stripe_of(chunk: int) -> int:
-    """The number of the stripe that a chunk of an object (its number in it) belongs to."""
-    return 1 if chunk in SCOUT else chunk // RUN
+def stripe_of(chunk: int, run: int = RUN) -> int:
+    """The number of the stripe that a chunk (its number in the object) belongs to, of `run` chunks each."""
+    return 1 if chunk in SCOUT and run > SCOUT.stop else chunk // run
 
 
 def placed(group: int, zones: Iterable[tuple[str, str]]) -> dict[str, Place]:

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from agent.peers.relay import CHAIN, SPAN, Formation, Place, depth_of, placed, stripe_of
+from agent.peers.relay import CHAIN, RUN, SPAN, Formation, Place, depth_of, placed, stripe_of
 
 PARENTS = 3  # in a route: one, and two to go on with
 
@@ -46,10 +46,12 @@ class _Group:
 class SpanRelay:
     """Members, places and routes of one span. Its generation grows whenever somebody leaves a place."""
 
-    def __init__(self, key: str, number: int) -> None:
+    def __init__(self, key: str, number: int, run: int = RUN) -> None:
+        """`run` is how many chunks a stripe has."""
         self._generation = 1
         self._shift = zlib.crc32(key.encode())  # objects of a single chunk have different heads too
         self._first = number * SPAN
+        self._run = run
         self._members: dict[str, _Member] = {}
         self._groups: dict[int, _Group] = {}
         self._left: dict[str, int] = {}  # name -> the generation since which it is not where it was
@@ -160,7 +162,9 @@ class SpanRelay:
     def route(self, name: str, chunk: int, without: Collection[str] = ()) -> tuple[str, ...]:
         """The parents of a member for one chunk, the best first; none where it has to be the head."""
         found = (
-            p for p in self._before(name, self._shift + stripe_of(self._first + chunk)) if p not in without
+            p
+            for p in self._before(name, self._shift + stripe_of(self._first + chunk, self._run))
+            if p not in without
         )
         parents = tuple(islice(dict.fromkeys(islice(found, PARENTS * 2)), PARENTS))
         return parents or self._holders(name, chunk, without)

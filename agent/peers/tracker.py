@@ -25,7 +25,7 @@ from agent.clock import Clock
 from agent.peers.digests import DigestBook
 from agent.peers.member import Peer
 from agent.peers.messages import Answer, Digests, Reason, Renewal, SpanId, Standing
-from agent.peers.relay import SPAN
+from agent.peers.relay import RUN, SPAN
 from agent.peers.reputation import Reputation
 from agent.peers.span import SpanRelay
 from agent.peers.speeds import Speeds
@@ -65,6 +65,7 @@ class Tracker:
     """The state of one revision, or of many: spans are named by their object's key. Used on the loop."""
 
     def __init__(self, clock: Clock) -> None:
+        self.run = RUN  # chunks of a stripe, in spans that nobody has asked for yet
         self._clock = clock
         self._members: dict[str, _Member] = {}
         self._spans: dict[SpanId, SpanRelay] = {}
@@ -223,7 +224,7 @@ class Tracker:
     def _relay(self, span: SpanId) -> SpanRelay:
         relay = self._spans.get(span)
         if relay is None:
-            relay = self._spans[span] = SpanRelay(span.key, span.number)
+            relay = self._spans[span] = SpanRelay(span.key, span.number, self.run)
         return relay
 
     def _take(self, peer: Peer, span: SpanId, standing: Standing) -> None:

@@ -37,6 +37,7 @@ async def test_an_agent_takes_its_part_of_the_clusters_rate() -> None:
     clock = ManualClock()
     source, origin = paced(clock, memory=OriginConfig(cluster_rate=MIB))
     source.members = lambda: 4
+    assert source.limited
     await fetch(source)  # a quarter was saved, so three are owed: three seconds of a quarter
     second = asyncio.create_task(fetch(source))
     for _ in range(3):
@@ -49,6 +50,7 @@ async def test_an_agent_takes_its_part_of_the_clusters_rate() -> None:
 
 async def test_without_a_rate_nothing_waits() -> None:
     source, origin = paced(ManualClock())
+    assert not source.limited
     for _ in range(20):
         await fetch(source)
     assert len(origin.fetches) == 20

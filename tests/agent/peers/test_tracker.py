@@ -56,6 +56,14 @@ def test_agents_that_start_together_share_the_heads_evenly() -> None:
     assert max(heads.values()) <= 1.1 * min(heads.values())
 
 
+def test_where_the_origin_is_limited_the_heads_change_from_chunk_to_chunk() -> None:
+    cluster = Cluster()
+    cluster.tracker.run = 1
+    cluster.start(*map(peer, range(8)))
+    heads = [cluster.heads(chunk)[0] for chunk in range(SPAN)]
+    assert all(sorted(heads[at : at + 8]) == sorted(map(str, cluster.answers)) for at in range(SPAN - 8))
+
+
 def test_a_late_joiner_has_the_last_that_came_as_its_parent_for_every_chunk() -> None:
     cluster = Cluster()
     cluster.start(peer(0))
