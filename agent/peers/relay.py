@@ -109,6 +109,11 @@ class Formation:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
+    @property
+    def count(self) -> int:
+        """How many members the group was formed with; 0 where none is left."""
+        return next((place.count for place in self._places.values()), 0)
+
     def add(self, name: str, place: Place) -> bool:
         """Put a member at its place; False where the place contradicts what is known, or is taken."""
         bounds = (place.zone_start, place.zone_end)

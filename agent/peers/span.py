@@ -161,37 +161,39 @@ class SpanRelay:
 
     def route(self, name: str, chunk: int, without: Collection[str] = ()) -> tuple[str, ...]:
         """The parents of a member for one chunk, the best first; none where it has to be the head."""
-        found = (
-            p
-            for p in self._before(name, self._shift + stripe_of(self._first + chunk, self._run))
-            if p not in without
-        )
+        found = (p for p in self._before(name, chunk) if p not in without)
         parents = tuple(islice(dict.fromkeys(islice(found, PARENTS * 2)), PARENTS))
         return parents or self._holders(name, chunk, without)
 
-    def _before(self, name: str, stripe: int) -> Iterator[str]:
-        """Those before the member in the stripe's order, the best first."""
+    def _before(self, name: str, chunk: int) -> Iterator[str]:
+        """Those before the member in the order of a chunk's stripe, the best first."""
         member = self._members[name]
         if member.place is None:
             return
         number = member.place.group
-        formation = self._groups[number].formation
+        formation, stripe = self._groups[number].formation, self._stripe(number, chunk)
         # Of a chain one has its parent there; of those that are aside each has, and not all the same.
         spread = member.place.index if member.aside else 0
         yield from formation.in_zone(name, stripe)
-        yield from self._earlier(number, member.zone, stripe, spread)
+        yield from self._earlier(number, member.zone, chunk, spread)
         yield from formation.across(name, stripe)
         zones = {zone for n, group in self._groups.items() if n < number for zone in group.starts}
         for zone in sorted(zones - {member.zone}):
-            yield from self._earlier(number, zone, stripe, spread)
+            yield from self._earlier(number, zone, chunk, spread)
 
-    def _earlier(self, number: int, zone: str, stripe: int, spread: int) -> Iterator[str]:
+    def _stripe(self, number: int, chunk: int) -> int:
+        """The stripe of a chunk for a group. In a tree of chains those where two more hang send everything
+        twice: there it is another one for each chunk, so that all have their turn at that."""
+        run = self._run if self._groups[number].formation.count <= CHAIN else 1
+        return self._shift + stripe_of(self._first + chunk, run)
+
+    def _earlier(self, number: int, zone: str, chunk: int, spread: int) -> Iterator[str]:
         """Members of a zone in the earlier group that this one follows, from `spread` before its end on."""
         if not number:
             return
         base, turn = self._base(number, zone)
         if base >= 0:
-            group = self._groups[base]
+            group, stripe = self._groups[base], self._stripe(base, chunk)
             yield from group.formation.ends(group.starts[zone], stripe, turn + spread)
 
     def _base(self, number: int, zone: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from agent.peers.member import Peer
 from agent.peers.messages import ALL, Answer, SpanId, Standing
-from agent.peers.relay import RUN, SCOUT, SPAN
+from agent.peers.relay import CHAIN, RUN, SCOUT, SPAN
 from agent.peers.tracker import GATHER, LEASE, REBUILD, SETTLE, Tracker
 from tests.fakes.clock import ManualClock
 
@@ -62,6 +62,13 @@ def test_where_the_origin_is_limited_the_heads_change_from_chunk_to_chunk() -> N
     cluster.start(*map(peer, range(8)))
     heads = [cluster.heads(chunk)[0] for chunk in range(SPAN)]
     assert all(sorted(heads[at : at + 8]) == sorted(map(str, cluster.answers)) for at in range(SPAN - 8))
+
+
+def test_in_a_tree_of_chains_the_heads_change_from_chunk_to_chunk() -> None:
+    cluster = Cluster()
+    cluster.start(*map(peer, range(CHAIN + 1)))
+    heads = [cluster.heads(chunk) for chunk in range(CHAIN + 1)]
+    assert len({head for (head,) in heads}) == CHAIN + 1
 
 
 def test_a_late_joiner_has_the_last_that_came_as_its_parent_for_every_chunk() -> None:
