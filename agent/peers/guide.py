@@ -117,6 +117,7 @@ class RelayGuide:
         return [peer_of(name) for name in names if name != self._own.name and self._liveness.usable(name)]
 
     def left(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> bool:
+        self._pace.active(self._courses.book(ref).group, self._clock.monotonic())
         course, chunk = self._courses.at(ref, extent)
         return course.left_by(self._own.name, chunk, peer.name if peer is not None else "")
 
@@ -231,7 +232,7 @@ class RelayGuide:
         """The tracker's reply; None where there is none, which leaves that peer out for a while."""
         speed = {"fastest": self._pace.fastest, "held_up_by": self._pace.held_up_by}
         batch = batch.model_copy(update=speed)
-        self._pace.told()
+        self._pace.told(self._clock.monotonic())
         try:
             if tracker.name == self._own.name:
                 reply = self._tracking.answer(self._own.name, batch)

@@ -12,7 +12,8 @@ from agent.peers.drains import LOOK_EVERY, Look, Looks
 from agent.source import Sink
 
 TOLD_AGAIN = 0.3  # of the speed that was told: another by so much is told without waiting for a batch
-ACTIVE_FOR = 3.0  # seconds after a chunk in which its tracker wants to know
+TOLD_EVERY = 0.75  # seconds: half of those for which a tracker goes by what a member said (speeds.RECENT)
+ACTIVE_FOR = 3.0  # seconds after a chunk, or bytes of one, in which its tracker wants to know
 MOST_HELD_UP_BY = 64  # children in one batch
 
 
@@ -58,23 +59,25 @@ class Pace:
         self.fastest: float | None = None
         self.held_up_by: list[str] = []
         self._told = 0.0
-        self._active: dict[str, float] = {}  # groups, and when a chunk of theirs was last asked for, or given
+        self._told_at = float("-inf")
+        self._active: dict[str, float] = {}  # groups, and when one of their chunks was last on its way
 
     def active(self, group: str, now: float) -> None:
-        """A chunk of a group is asked for, or given to a child."""
+        """A chunk of a group is asked for, on its way, or given to a child."""
         self._active[group] = now
 
     def seen(self, fastest: float, held_up_by: Sequence[str], short: bool, now: float) -> list[str]:
         """It is so now; the groups whose trackers should hear of it."""
         self.fastest, self.held_up_by = fastest, list(held_up_by[:MOST_HELD_UP_BY])
-        if not (held_up_by or short) and abs(fastest - self._told) <= TOLD_AGAIN * self._told:
+        news = held_up_by or short or abs(fastest - self._told) > TOLD_AGAIN * self._told
+        if not news and now - self._told_at < TOLD_EVERY:
             return []
         self._active = {group: at for group, at in self._active.items() if now - at < ACTIVE_FOR}
         return list(self._active)
 
-    def told(self) -> None:
+    def told(self, now: float) -> None:
         """It is told now."""
-        self._told = self.fastest or 0.0
+        self._told, self._told_at = self.fastest or 0.0, now
 
 
 class Pulse:

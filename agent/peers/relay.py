@@ -5,9 +5,9 @@ A **span** is `SPAN` chunks of one object: the smallest thing that an agent join
 other, and passes nearly everything on to the same neighbour. The chunks of a stripe follow each other down
 one chain, at the full speed of its links. With a rotation for each chunk, eight of them came to everybody
 at the same time, each at an eighth of the speed, and the hops of fifteen nodes took one to five seconds in
-place of half a one. Two of the first chunks of an object belong to the second stripe all the same, so that it
-shows at once where the link of the first head is slow: behind it all members receive alike, and nobody could
-tell it from a slow origin.
+place of half a one. Two of the first chunks of an object have the member on the other side of the ring as
+their head, so that it shows at once whose link is slow: behind a slow member all receive alike, and nobody
+could tell it from a slow origin.
 
 For each stripe the members have one total order, and a parent always comes before its child in it. Members
 that leave make the order shorter and never change it, so answers given before and after cannot form a cycle.
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 SPAN = 64  # chunks: 512 MiB of 8 MiB chunks, and the bits of one word in a chunk map
 RUN = 32  # chunks of a stripe: the head before gets what the next one reads last, a ring's length late
-SCOUT = range(1, 3)  # chunks of an object that the second stripe's head reads too
+SCOUT = range(1, 3)  # chunks of an object that the member opposite to its first head reads
 CHAIN = 50  # members; measured up to 15, and a chain is as fragile as it is long
 BRANCHES = 2
 SLOTS = 4  # children for one chunk: the chain, a branch, another zone, and one that joined later or is slow
@@ -51,9 +51,9 @@ class Place:
             raise ValueError(f"no such place: {self}")
 
 
-def stripe_of(chunk: int, run: int = RUN) -> int:
-    """The number of the stripe that a chunk (its number in the object) belongs to, of `run` chunks each."""
-    return 1 if chunk in SCOUT and run > SCOUT.stop else chunk // run
+def stripe_of(chunk: int, count: int, run: int = RUN) -> int:
+    """The number of the stripe of a chunk (its number in the object) in a group of `count`."""
+    return count // 2 if chunk in SCOUT and run == RUN else chunk // run
 
 
 def placed(group: int, zones: Iterable[tuple[str, str]]) -> dict[str, Place]:

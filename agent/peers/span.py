@@ -184,8 +184,9 @@ class SpanRelay:
     def _stripe(self, number: int, chunk: int) -> int:
         """The stripe of a chunk for a group. In a tree of chains those where two more hang send everything
         twice: there it is another one for each chunk, so that all have their turn at that."""
-        run = self._run if self._groups[number].formation.count <= CHAIN else 1
-        return self._shift + stripe_of(self._first + chunk, run)
+        count = self._groups[number].formation.count
+        run = self._run if count <= CHAIN else 1
+        return self._shift + stripe_of(self._first + chunk, count, run)
 
     def _earlier(self, number: int, zone: str, chunk: int, spread: int) -> Iterator[str]:
         """Members of a zone in the earlier group that this one follows, from `spread` before its end on."""
