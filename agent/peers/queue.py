@@ -43,11 +43,9 @@ class Breadth:
         beside, self._under_way = self._under_way, self._under_way - 1
         if beside != self.streams or not count:
             return  # at the beginning or the end, or while a reader has one more
-        self._bytes, self._seconds, self._fetches = (
-            self._bytes + count,
-            self._seconds + seconds,
-            self._fetches + 1,
-        )
+        self._bytes += count
+        self._seconds += seconds
+        self._fetches += 1
         if self._fetches == ROUND * beside:
             self._totals[beside] = beside * self._bytes / self._seconds
             self._turn_to(self._next())
