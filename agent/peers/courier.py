@@ -193,7 +193,8 @@ class Courier:
         busy = receiver_is_busy(stream.connection)
         with self._changed:
             others = beside(self._streams, stream, busy)
-        return [other for other in others if self._slice_beside(other)]
+        full = [other for other in others if self._slice_beside(other)]
+        return [] if busy else full  # then each look costs more than it brings
 
     def _slice_beside(self, other: Stream) -> bool:
         """Whether its socket takes no more."""
