@@ -2,10 +2,9 @@
 
 Stands before the origins. Each live agent takes its N-th part of an origin's `cluster_rate`, whole chunks at
 a time: in a relay the heads then change from chunk to chunk (`limited`), so that a head has saved up for its
-turn. An origin
-that answers with Retry-After is left alone by all of this agent's fetches until then, and the other agents
-are told. What others tell is believed for `TOLD_MOST` seconds, and then for `DEAF` seconds not again: an
-agent that lies slows a cluster down, and does not stop it.
+turn. An origin that answers with Retry-After is left alone by all of this agent's fetches until then, and the
+other agents are told. What others tell is believed for `TOLD_MOST` seconds, and then for `DEAF` seconds not
+again: an agent that lies slows a cluster down, and does not stop it.
 """
 
 from __future__ import annotations

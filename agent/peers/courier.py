@@ -289,7 +289,6 @@ def _send_at_once(stream: Stream, until: int) -> None:
 
 
 def _send_what_fits(stream: Stream, until: int) -> None:
-    stream.full = False
     try:
         while stream.position < until:
             _send_at_once(stream, until)

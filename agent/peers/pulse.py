@@ -9,10 +9,11 @@ from typing import Protocol
 
 from agent.clock import Clock
 from agent.peers.drains import LOOK_EVERY, Look, Looks
+from agent.peers.speeds import RECENT
 from agent.source import Sink
 
 TOLD_AGAIN = 0.3  # of the speed that was told: another by so much is told without waiting for a batch
-TOLD_EVERY = 0.75  # seconds: half of those for which a tracker goes by what a member said (speeds.RECENT)
+TOLD_EVERY = RECENT / 2  # seconds: a tracker goes by what a member said for twice as long
 ACTIVE_FOR = 3.0  # seconds after a chunk, or bytes of one, in which its tracker wants to know
 MOST_HELD_UP_BY = 64  # children in one batch
 

@@ -14,11 +14,12 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 
+from agent.cache.prefetch import WINDOW
 from agent.clock import Clock, timeout
 from agent.source import Sink
 
 FEWEST = 3  # one that ends, one that is in full flow, one that begins
-MOST = 8  # as many as one object fills at a time (agent/cache/warm.py, agent/cache/prefetch.py)
+MOST = WINDOW  # no more are wanted at a time
 ROUND = 8  # fetches for each of those side by side: so many are measured together
 ROUNDS = 16  # after which another number is tried again
 WORTH = 0.5  # of what one more would bring if all were limited by the origin, and none by this agent's link

@@ -268,9 +268,9 @@ class PeerSource:
                 left = await self._fetch(ref, making, may_leave)
         finally:
             self._keep_rest(key, making)
-            seconds = self._clock.monotonic() - began
-            breadth.ended(sink.position - wanted.offset, seconds)
-            self._paths.origin_took(self.budget(ref).name, sink.position - wanted.offset, seconds)
+            count, seconds = sink.position - wanted.offset, self._clock.monotonic() - began
+            breadth.ended(count, seconds)
+            self._paths.origin_took(self.budget(ref).name, count, seconds)
         if not left:
             self._guide.brought(ref, wanted, None)
         return left

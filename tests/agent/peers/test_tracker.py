@@ -376,13 +376,12 @@ def _held_up(cluster: Cluster, parent: str, child: str) -> None:
 def _slow_in_the_middle(cluster: Cluster, number: int) -> None:
     """The slow member finds its parent slow, and its child finds it slow."""
     slow = f"node-{number}"
-    children = {
-        chunk: name
+    chunk, child = next(
+        (chunk, name)
         for name, answer in cluster.answers.items()
         for chunk, route in enumerate(answer.routes)
         if route[:1] == (_peer_of(slow),) and cluster.heads(chunk) != [slow]
-    }
-    chunk, child = next(iter(children.items()))
+    )
     parent = cluster.answers[slow].routes[chunk][0].name
     cluster.tracker.failed(slow, SPAN0, chunk, parent, "slow")
     cluster.tracker.failed(child, SPAN0, chunk, slow, "slow")
