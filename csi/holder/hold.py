@@ -46,7 +46,7 @@ def hold(socket_path: str, agent_user: str | None, stores: Sequence[str], build:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         directory = _make_directories(os.path.realpath(os.path.dirname(socket_path) or "."), gid)
-        with socket_lock(socket_path), _stop_signal() as wake:
+        with socket_lock(socket_path), stop_signal() as wake:
             state = StateFile(f"{os.path.realpath(socket_path)}.state")
             mounts = Mounts(directory, devices, TreePlaces(stores), state)
             mounts.find_trees()
@@ -152,15 +152,23 @@ def _listening(path: str, gid: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def _stop_signal() -> Iterator[socket.socket]:
-    """A socket that becomes readable at SIGTERM and SIGINT."""
+def stop_signal() -> Iterator[socket.socket]:
+    """A socket that becomes readable at SIGTERM and SIGINT.
+
+    The interpreter writes to it where the signal arrives (signal.set_wakeup_fd). A handler in Python would
+    run at the next instruction only: never, where the signal came between the last one and the wait.
+    """
     reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        with suppress(BlockingIOError):
-            writing.send(b"s")
-
     with reading, writing:
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-        yield reading
+        wakes = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, _noted) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield reading
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(wakes)
+
+
+def _noted(_number: int, _frame: FrameType | None) -> None:
+    """The signal has no other effect than to be written."""

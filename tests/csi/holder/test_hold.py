@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from agent.mount import splicing
 from agent.mount.holder import Holder
-from csi.holder.hold import PIPE_SIZE
+from csi.holder.hold import PIPE_SIZE, stop_signal
 from csi.holder.mountinfo import mount_entries
 from tests.csi.holding import (
     AGENT_USER,
@@ -213,3 +215,18 @@ def test_a_higher_limit_of_pipes_stays() -> None:
     with running_holder():
         assert int(limit.read_text()) == 4194304
     limit.write_text("2097152")
+
+
+def test_a_signal_wakes_the_holder_though_no_handler_in_python_has_run() -> None:
+    """As where it comes between the last instruction and the wait: here another thread takes it, and the
+    main thread, the only one that runs handlers, goes on waiting."""
+    with stop_signal() as wake:
+        later = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        later.start()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        try:
+            readable, _, _ = select.select([wake], [], [], TIMEOUT / 4)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        later.join()
+    assert readable == [wake]
