@@ -1,7 +1,7 @@
 """One kept-alive HTTP/1.1 connection, blocking, used by one receiving thread at a time.
 
-The head of a response is parsed by h11; the body never passes through it where its length is known: whole
-pieces are taken by `recv_into` with MSG_WAITALL into the thread's own buffer (measured at 2000 MB/s per
+Heads are the matter of heads.py and h11; of bodies h11 sees those in chunked coding only. Others are taken in
+whole pieces by `recv_into` with MSG_WAITALL into the thread's own buffer (measured at 2000 MB/s per
 CPU-second; http.client 1600, aiohttp 800 to 1250). Stalls are ended by SO_RCVTIMEO, because Python's own
 timeouts make the socket non-blocking, and MSG_WAITALL without effect. TLS gives 16 KiB a call and no
 MSG_WAITALL; the same loop collects its records to the same pieces, and Python's timeouts end its stalls: its
@@ -16,11 +16,12 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import h11
 
 from agent.errors import OriginMisbehaved, OriginUnavailable
+from agent.transfer import heads
+from agent.transfer.heads import ResponseHead
 from agent.transfer.request import PIECE, Endpoint
 
 HEAD_LIMIT = 64 * 1024
@@ -31,16 +32,6 @@ STALLED = (BlockingIOError, TimeoutError)  # of SO_RCVTIMEO, of Python's own tim
 # A wait for the origin is cut into ticks of a quarter of the stall timeout. Three silent ones are a stall:
 # the byte before them may have come early in a fourth, so the origin is silent for a whole one at most.
 TICKS, SILENT_TICKS = 4, 3
-
-
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """Status line and headers (names in lower case; of a repeated header the last value)."""
-
-    status: int
-    headers: Mapping[str, str]
-    keep_alive: bool
-    chunked: bool
 
 
 class Connection:
@@ -59,7 +50,7 @@ class Connection:
         """
         self.endpoint = endpoint
         self._rest = b""
-        self._request: h11.Request | None = None
+        self._asked: tuple[str, str, Mapping[str, str]] | None = None  # method, target, headers
         self._silent = 0  # ticks since the last byte
         self._stall_timeout = -1.0
         self._wait_all = 0 if context is not None else socket.MSG_WAITALL
@@ -89,23 +80,26 @@ class Connection:
 
     def send(self, method: str, target: str, headers: Mapping[str, str]) -> None:
         """Send a request without a body."""
-        request = h11.Request(method=method, target=target, headers=list(headers.items()))
-        data = h11.Connection(h11.CLIENT).send(request)
-        self._request = request
-        self._socket.sendall(data or b"")
+        data = heads.request_bytes(method, target, headers)
+        self._asked = (method, target, headers)
+        self._socket.sendall(data)
 
     def read_head(self) -> ResponseHead:
         """Read the response's head; 1xx responses are skipped. Raises OriginMisbehaved, OriginUnavailable."""
-        parser = self._parser()
+        parser = None
         while True:
             head = self._head_bytes()
+            found = heads.ordinary(head)
+            if found is not None:
+                return found
+            parser = parser or self._parser()
             try:
                 parser.receive_data(head)
                 event = parser.next_event()
             except h11.RemoteProtocolError as error:
                 raise OriginMisbehaved(f"the origin's answer is not HTTP: {error}") from error
             if isinstance(event, h11.Response):
-                return _response_head(event)
+                return heads.parsed(event)
 
     def body(
         self, length: int, buffer: memoryview, first_pieces: Sequence[int] = FIRST_PIECES
@@ -174,8 +168,9 @@ class Connection:
 
     def _parser(self) -> h11.Connection:
         parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_LIMIT)
-        if self._request is not None:
-            parser.send(self._request)
+        if self._asked is not None:
+            method, target, headers = self._asked
+            parser.send(h11.Request(method=method, target=target, headers=list(headers.items())))
             parser.send(h11.EndOfMessage())
         return parser
 
@@ -261,14 +256,3 @@ def _shut_down(connected: socket.socket) -> None:
     """
     with contextlib.suppress(OSError):
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
-
-
-def _response_head(event: h11.Response) -> ResponseHead:
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
-    tokens = {token.strip().lower() for token in headers.get("connection", "").split(",")}
-    return ResponseHead(
-        status=event.status_code,
-        headers=headers,
-        keep_alive=event.http_version == b"1.1" and "close" not in tokens,
-        chunked=headers.get("transfer-encoding", "").lower() == "chunked",
-    )

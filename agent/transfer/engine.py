@@ -30,7 +30,8 @@ from agent.errors import (
 )
 from agent.memory import resident
 from agent.source import Sink
-from agent.transfer.connection import FIRST_PIECES, Connection, ResponseHead
+from agent.transfer.connection import FIRST_PIECES, Connection
+from agent.transfer.heads import ResponseHead
 from agent.transfer.request import PIECE, Endpoint, RangedGet, Redirected
 
 IDLE_SECONDS = 20.0  # below the 60 s and more after which the usual servers close an idle connection
