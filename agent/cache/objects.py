@@ -112,7 +112,7 @@ class CachedObject:
         """Whether every byte of the extent may be read now; True counts a reader until `end_read`."""
         chunks = self.chunks(extent)
         with self._lock:
-            if self.first_gap(extent) is not None:
+            if self._first_gap(chunks, extent.end) is not None:
                 return False
             for chunk in chunks:
                 self._reading[chunk] = self._reading.get(chunk, 0) + 1
@@ -146,9 +146,12 @@ class CachedObject:
 
     def first_gap(self, extent: Extent) -> int | None:
         """The first chunk of the extent of which bytes that are needed have not arrived."""
+        return self._first_gap(self.chunks(extent), extent.end)
+
+    def _first_gap(self, chunks: range, end: int) -> int | None:
         present = self.present
-        for chunk in self.chunks(extent):
-            if not present[chunk] and not self._has_arrived(chunk, extent.end):
+        for chunk in chunks:
+            if not present[chunk] and not self._has_arrived(chunk, end):
                 return chunk
         return None
 

@@ -48,12 +48,18 @@ PASSTHROUGH_FLAGS: Final = OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH
 
 @dataclass(slots=True, eq=False)
 class Handle:
-    """An open file. `chunk` is the last chunk that a hit told the loop of, `served` whether any read was."""
+    """An open file. `chunk` is the last chunk that the stream was told of, `served` whether any read was."""
 
     cached: CachedObject
     stream: Stream = field(default_factory=lambda: Stream(READ_AHEAD))
     chunk: int = -1
     served: bool = False
+
+    def tells(self, offset: int) -> bool:
+        """Whether a read at `offset` is one that the stream has to be told of, by whoever asks."""
+        chunk = offset // self.cached.chunk_size
+        told, self.chunk = self.chunk, chunk
+        return chunk != told or self.stream.closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +224,7 @@ class Mounted:
         self.metrics.reads_hit.inc()
         self.metrics.read_bytes_store.inc(extent.length)
         self.tally.from_store(extent.length)
-        chunk = offset // cached.chunk_size
-        if (chunk != handle.chunk or handle.stream.closed) and not cached.complete:
-            handle.chunk = chunk
+        if not cached.complete and handle.tells(offset):
             handle.served = True
             self.loop.call_soon_threadsafe(self._note, handle, extent)
 
@@ -231,7 +235,8 @@ class Mounted:
         read = PendingRead(self, request, number, handle.cached, extent)
         self._waiting.add(read)
         self._services.filler.read(handle.cached, read)
-        self._note(handle, extent)
+        if handle.tells(extent.offset):
+            self._note(handle, extent)
 
     def _unreadable(self, request: Request, number: int, handle: Handle, extent: Extent) -> None:
         """(loop) The disk does not give what is present: it is had from elsewhere."""

@@ -31,6 +31,7 @@ from agent.transfer.request import Endpoint
 ACCEPTED = (
     "s3://bucket/prefix, http(s)://host/file, file:///path, or the scheme of an fsspec driver (gs, az, hf)"
 )
+LATELY = 256  # URIs of objects whose origin is known without a look for it
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*")  # RFC 3986, 3.1, and '_', which fsspec uses
 
 
@@ -51,6 +52,7 @@ class Origins:
         self._metrics = metrics
         self._queries = Queries()  # of URLs that an index named
         self._origins: dict[_Key, Origin] = {}
+        self._lately: dict[tuple[str, Credentials], Origin] = {}  # of these, by the URIs of objects
         self._users: Counter[Credentials] = Counter()  # grants and questions under way
         self._grants: dict[
             str, list[Credentials]
@@ -120,6 +122,7 @@ class Origins:
         """Give back connections and threads of all of them."""
         origins = list(self._origins.values())
         self._origins.clear()
+        self._lately.clear()
         for origin in origins:
             await origin.close()
 
@@ -150,10 +153,20 @@ class Origins:
         self._users[credentials] -= 1
         if credentials and not self._users[credentials]:
             del self._users[credentials]
+            self._lately.clear()
             for key in [key for key in self._origins if key.credentials == credentials]:
                 await self._origins.pop(key).close()
 
     def _at(self, uri: str, credentials: Credentials = OWN) -> Origin:
+        found = self._lately.get((uri, credentials))
+        if found is None:
+            found = self._found(uri, credentials)
+            if len(self._lately) >= LATELY:
+                self._lately.clear()
+            self._lately[uri, credentials] = found
+        return found
+
+    def _found(self, uri: str, credentials: Credentials) -> Origin:
         scheme = scheme_of(uri)
         kind = "http" if scheme == "https" else scheme
         prefix = max((one for one in self._settings if uri.startswith(one)), key=len, default="")

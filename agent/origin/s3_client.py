@@ -15,7 +15,10 @@ from typing import Any
 import s3fs  # type: ignore[import-untyped]
 from aiobotocore.session import AioSession  # type: ignore[import-untyped]
 from botocore import exceptions as boto  # type: ignore[import-untyped]
-from botocore.credentials import ReadOnlyCredentials  # type: ignore[import-untyped]
+from botocore.credentials import (  # type: ignore[import-untyped]
+    ReadOnlyCredentials,
+    RefreshableCredentials,
+)
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from agent.config import OriginConfig
@@ -58,6 +61,7 @@ class S3Client:
         self._anonymous = settings.anonymous and not given
         self._lock = asyncio.Lock()
         self._session: AioSession | None = None
+        self._lasting: ReadOnlyCredentials | None = None  # the session's, where they do not expire
         self._files: Any = None
         self._clients: dict[str, Any] = {}
         self._retired: list[Any] = []
@@ -86,9 +90,15 @@ class S3Client:
         """The credentials to sign with now, refreshed where they are about to expire; None if anonymous."""
         if self._anonymous:
             return None
+        if self._lasting is not None:
+            return self._lasting
         async with self._lock, self.asking("S3 credentials"):
             await self._connect()
-            return await _frozen(self._session)
+            found = await _found(self._session)
+            frozen = await found.get_frozen_credentials()
+            if not isinstance(found, RefreshableCredentials):
+                self._lasting = frozen
+            return frozen
 
     async def renew(self, refused: ReadOnlyCredentials | None) -> bool:
         """Read the credentials anew because `refused` were; whether they are others now."""
@@ -140,7 +150,7 @@ class S3Client:
         old, self._retired = self._retired, list({id(one): one for one in self._clients.values()}.values())
         self._clients.clear()
         self._addresses.clear()
-        self._files = self._session = None
+        self._files = self._session = self._lasting = None
         for client in old:
             await client.close()
 
@@ -175,11 +185,15 @@ def _sdk_settings(settings: OriginConfig) -> dict[str, Any]:
     }
 
 
-async def _frozen(session: AioSession | None) -> ReadOnlyCredentials:
+async def _found(session: AioSession | None) -> Any:
     found = await session.get_credentials() if session is not None else None
     if found is None:
         raise boto.NoCredentialsError
-    return await found.get_frozen_credentials()
+    return found
+
+
+async def _frozen(session: AioSession | None) -> ReadOnlyCredentials:
+    return await (await _found(session)).get_frozen_credentials()
 
 
 @contextlib.contextmanager

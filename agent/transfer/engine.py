@@ -56,15 +56,28 @@ class Engine:
         When it ends, in whatever way, no thread touches the sink any more.
         """
         transfer = _Transfer()
-        job = self._pool.submit(self._run, get, sink, transfer)
-        work = asyncio.wrap_future(job)
+        loop = asyncio.get_running_loop()
+        over: asyncio.Future[BaseException | None] = loop.create_future()
+
+        def run() -> None:
+            try:
+                self._run(get, sink, transfer)
+            except BaseException as error:
+                loop.call_soon_threadsafe(_settle, over, error)
+                raise
+            else:
+                loop.call_soon_threadsafe(_settle, over, None)
+
+        job = self._pool.submit(run)
         try:
-            await asyncio.shield(work)
+            error = await over  # to wrap and to shield the job takes five steps of the loop in place of two
         except asyncio.CancelledError:
             transfer.abort()
             if not job.cancel():  # False where a thread has it already
-                await ended(work)
+                await ended(asyncio.wrap_future(job))
             raise
+        if error is not None:
+            raise error
 
     async def close(self) -> None:
         """End the threads and close every connection; transfers under way must have been cancelled."""
@@ -187,6 +200,11 @@ class _Transfer:
     def _raise_if_aborted(self) -> None:
         if self._aborted:
             raise OriginUnavailable("the transfer was given up")
+
+
+def _settle(over: asyncio.Future[BaseException | None], error: BaseException | None) -> None:
+    if not over.done():  # else nobody awaits it any more
+        over.set_result(error)
 
 
 def _ask(connection: Connection, get: RangedGet, transfer: _Transfer) -> ResponseHead:

@@ -51,6 +51,7 @@ class Landing:
         self._extent = extent
         self.urgency = Urgency.PRELOAD  # the filler sets it
         self._position = extent.offset
+        self._end = extent.end
         self._allocated = False
         self._hash = xxhash.xxh3_128()
         self._lock = threading.Lock()
@@ -68,7 +69,7 @@ class Landing:
 
     @property
     def end(self) -> int:
-        return self._extent.end
+        return self._end
 
     @property
     def length(self) -> int:
@@ -82,11 +83,12 @@ class Landing:
     def write(self, data: memoryview) -> None:
         """Take the next bytes. Raises StoreFull or StoreFailed as the disk does; ValueError past the end."""
         start = self._position
-        if start + len(data) > self.end:
-            raise ValueError(f"{len(data)} bytes at {start} go past {self.end}")
+        position = start + len(data)
+        if position > self._end:
+            raise ValueError(f"{len(data)} bytes at {start} go past {self._end}")
         self._keep(data, start)
         self._hash.update(data)
-        self._advance(start + len(data), data, start)
+        self._advance(position, data, start)
 
     def digest(self) -> bytes:
         """xxh3-128 (16 bytes, canonical order) of the chunk; only right once `position` is `end`."""
@@ -136,6 +138,8 @@ class Landing:
     def _advance(self, position: int, data: memoryview, offset: int) -> None:
         with self._lock:
             self._position = position
+            if not self._waiters:
+                return
             served = [waiter for waiter in self._waiters if waiter.needs <= position]
             if served:
                 self._waiters = [waiter for waiter in self._waiters if waiter.needs > position]
