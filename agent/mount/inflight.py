@@ -11,6 +11,7 @@ kernel (FUSE_NOTIFY_RESEND is not needed). Layout, in slots of `slot_size` bytes
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import struct
@@ -41,6 +42,7 @@ class RequestTable:
         # The last released is taken first: few slots are touched, few pages become resident.
         self._free = [index for index in reversed(range(FIRST_SLOT, slots)) if self._is_free(index)]
         self._freed = threading.Condition()
+        self._starved = 0  # who waits for a slot; without them a slot is taken and given without the lock
 
     def left_over(self) -> list[tuple[int, int]]:
         """(slot, mount number) of each request that a predecessor had read and not answered."""
@@ -49,23 +51,35 @@ class RequestTable:
 
     def acquire(self, number: int) -> int:
         """A free slot, for a request of mount `number`; waits where all are taken."""
-        with self._freed:
-            while not self._free:
-                self._freed.wait()
+        try:
             slot = self._free.pop()
+        except IndexError:
+            slot = self._next_freed()
         self._numbers[slot] = number
         return slot
 
     def release(self, slot: int) -> None:
         """The request is answered, or none came: the slot is free."""
         self._slots[slot][:4] = _FREE
-        with self._freed:
-            self._free.append(slot)
-            self._freed.notify()
+        self._free.append(slot)
+        if self._starved:  # whoever is not counted yet looks once more before he waits
+            with self._freed:
+                self._freed.notify()
 
     def view(self, slot: int) -> memoryview:
         """The slot's memory."""
         return self._slots[slot]
+
+    def _next_freed(self) -> int:
+        with self._freed:
+            self._starved += 1
+            try:
+                while True:
+                    with contextlib.suppress(IndexError):
+                        return self._free.pop()
+                    self._freed.wait()
+            finally:
+                self._starved -= 1
 
     def _is_free(self, slot: int) -> bool:
         return self._slots[slot][:4] == _FREE

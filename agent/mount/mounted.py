@@ -42,6 +42,7 @@ from agent.mount.wire import READ_REQUEST, Header, WireError
 
 log = logging.getLogger(__name__)
 
+READ: Final = int(Opcode.READ)
 CACHED_FLAGS: Final = OpenFlag.KEEP_CACHE | OpenFlag.NOFLUSH
 PASSTHROUGH_FLAGS: Final = OpenFlag.PASSTHROUGH | OpenFlag.NOFLUSH
 
@@ -121,6 +122,14 @@ class Mounted:
 
     def serve(self, request: Request) -> None:
         """Answer one request, now or later (FUSE threads)."""
+        length, opcode, unique, nodeid, number, offset, size = READ_REQUEST.unpack_from(request.buffer)
+        if (
+            opcode == READ and READ_REQUEST.size <= length == request.received
+        ):  # all else is looked at with care
+            request.unique = unique
+            self._counters[READ].inc()
+            self._read(request, nodeid, number, offset, size)
+            return
         try:
             header = wire.decode_header(request.buffer, request.received)
             request.unique = header.unique
@@ -174,7 +183,7 @@ class Mounted:
     def _dispatch(self, request: Request, header: Header) -> None:
         opcode = header.opcode
         if opcode == Opcode.READ:
-            self._read(request)
+            self._read(request, header.nodeid, *wire.decode_read(request.buffer, header))
         elif opcode == Opcode.OPEN:
             self.loop.call_soon_threadsafe(self._start_open, request, header)
         elif opcode == Opcode.RELEASE:
@@ -202,8 +211,7 @@ class Mounted:
 
     # READ: hits in the thread, misses on the loop
 
-    def _read(self, request: Request) -> None:
-        _, _, _, nodeid, number, offset, size = READ_REQUEST.unpack_from(request.buffer)
+    def _read(self, request: Request, nodeid: int, number: int, offset: int, size: int) -> None:
         handle = self._handles.get(number)
         if handle is None:
             self.loop.call_soon_threadsafe(self._adopt, request, nodeid, number, offset, size)

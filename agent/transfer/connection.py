@@ -205,13 +205,14 @@ class Connection:
 
         What came before a silence is handed on first.
         """
-        done = min(len(self._rest), len(view))
-        if done:
+        done = 0
+        if self._rest:
+            done = min(len(self._rest), len(view))
             view[:done] = self._rest[:done]
             self._rest = self._rest[done:]
         while done < len(view):
             try:
-                count = self._socket.recv_into(view[done:], 0, self._wait_all)
+                count = self._socket.recv_into(view[done:] if done else view, 0, self._wait_all)
             except STALLED as error:
                 self._count_silence("the origin stalled in the middle of the bytes", error)
                 if done:
