@@ -43,6 +43,22 @@ class _Member:
     struck: bool = False
 
 
+class _Links:
+    """What went over the links, looked at once for all: each look costs what an agent could use."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._network = rig.cluster.network
+        self.traffic = self._network.traffic()
+        self.looked = asyncio.Event()  # set at the next look, which makes another one
+
+    async def keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            self.traffic = self._network.traffic()
+            self.looked.set()
+            self.looked = asyncio.Event()
+
+
 @dataclass(eq=False, slots=True)
 class Agents:
     """A `Way`: by the relay, or with `swarm` warmed by libtorrent."""
@@ -91,12 +107,15 @@ async def _measured(rig: Rig, scenario: Scenario, uri: str, way: Agents) -> Run:
         pids = [one.node.stack.process("agent").pid for one in members]
         cpu = cpu_seconds(pids)
         striking = asyncio.create_task(_strike(rig, scenario, members, uri))
+        links = _Links(rig)
+        looking = asyncio.create_task(links.keep_looking())
         timed = [
-            _timed(rig, scenario, one, uri, number * scenario.every, way)
+            _timed(rig, scenario, one, uri, number * scenario.every, way, links)
             for number, one in enumerate(members)
         ]
         limit = LIMIT * rig.bound + scenario.every * len(members)
         seconds = await asyncio.wait_for(asyncio.gather(*timed), limit)
+        looking.cancel()
         await striking
         origin = (rig.origin_sent() - traffic[0].sent) / rig.size
         used = None if scenario.strike else per_gib(cpu_seconds(pids) - cpu, rig.size, len(members))
@@ -119,7 +138,9 @@ async def _prepare(one: _Member, uri: str, scenario: Scenario) -> None:
     one.filled = (await one.client.counters()).get(FILLED, 0.0)
 
 
-async def _timed(rig: Rig, scenario: Scenario, one: _Member, uri: str, after: float, way: Agents) -> float:
+async def _timed(
+    rig: Rig, scenario: Scenario, one: _Member, uri: str, after: float, way: Agents, links: _Links
+) -> float:
     await asyncio.sleep(after)
     begun = time.monotonic()
     if one.target is not None:
@@ -128,7 +149,7 @@ async def _timed(rig: Rig, scenario: Scenario, one: _Member, uri: str, after: fl
         await _warmed(one, uri)
     else:
         await one.client.mount(MountRequest(uri=uri, prefetch="all"))
-        await _filled(rig, one)
+        await _filled(rig, one, links)
     return time.monotonic() - begun
 
 
@@ -155,15 +176,15 @@ async def _warmed(one: _Member, uri: str) -> None:
             raise BenchError(f"not warmed: {warming.message}")
 
 
-async def _filled(rig: Rig, one: _Member) -> None:
+async def _filled(rig: Rig, one: _Member, links: _Links) -> None:
     """Wait until a node has everything, or is no more; the agent is not asked before its link says so."""
     chunks = -(-rig.size // CHUNK)
     while not one.struck or one.node.stack.process_runs("agent"):
-        traffic = rig.cluster.network.traffic()[one.node.host.number - 1]
+        traffic = links.traffic[one.node.host.number - 1]
         enough = traffic.received - one.received >= rig.size
         if enough and (await one.client.counters()).get(FILLED, 0.0) - one.filled >= chunks:
             return
-        await asyncio.sleep(LOOK_EVERY)
+        await links.looked.wait()
 
 
 async def _strike(rig: Rig, scenario: Scenario, members: list[_Member], uri: str) -> None:
