@@ -7,6 +7,7 @@ answers for the same keys.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import heapq
 from collections.abc import Iterable
@@ -26,19 +27,20 @@ def owner_of(key: str, peers: Iterable[Peer]) -> Peer | None:
 
 def owners_of(key: str, peers: Iterable[Peer], most: int) -> list[Peer]:
     """The peer that small objects come from, and those who follow it in rank: `most` of them."""
-    return heapq.nlargest(most, peers, key=lambda peer: _draw("owner", key, peer))
+    return heapq.nlargest(most, peers, key=lambda peer: _draw("owner", key, peer.name))
 
 
 def ranked(revision: str, peers: Iterable[Peer]) -> list[Peer]:
     """All peers in the order in which they become the tracker of a revision as those before them go."""
-    return sorted(peers, key=lambda peer: _draw("tracker", revision, peer), reverse=True)
+    return sorted(peers, key=lambda peer: _draw("tracker", revision, peer.name), reverse=True)
 
 
 def _winner(role: str, key: str, peers: Iterable[Peer]) -> Peer | None:
-    return max(peers, key=lambda peer: _draw(role, key, peer), default=None)
+    return max(peers, key=lambda peer: _draw(role, key, peer.name), default=None)
 
 
-def _draw(role: str, key: str, peer: Peer) -> tuple[bytes, str]:
+@functools.lru_cache(maxsize=1 << 14)  # who is a directory's tracker is asked many times a second
+def _draw(role: str, key: str, name: str) -> tuple[bytes, str]:
     """The name breaks a tie that 128 bits will not bring."""
-    text = f"{role}\0{key}\0{peer.name}".encode("utf-8", "surrogateescape")
-    return hashlib.blake2b(text, digest_size=16).digest(), peer.name
+    text = f"{role}\0{key}\0{name}".encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(text, digest_size=16).digest(), name
