@@ -37,7 +37,7 @@ from agent.peers.swarming import Members, Swarming
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
-from agent.peers.wire import CALL, OLD_CALL
+from agent.peers.wire import CALL, FOLLOW, OLD_CALL
 from agent.rate import Rate
 from agent.source import Urgency
 from agent.transfer.engine import Engine
@@ -88,7 +88,7 @@ class Cluster:
         self._discovery = NamedPeers(own.address, targets, clock, resolver, every=every)
         liveness = Liveness(clock)
         self._tracker = Tracker(clock)
-        self._tracking = Tracking(self._tracker)
+        self._tracking = Tracking(self._tracker, clock)
         courses = Courses(chunk_size)
         self._guide = RelayGuide(own, self._discovery, liveness, client, self._tracking, courses, clock)
         upload, download = config.upload_limit, config.download_limit
@@ -133,7 +133,8 @@ class Cluster:
             calls[SWARM_CALL] = self.swarming.call
         helper = _Helping(filler, self._guide)
         binary = frozenset({small.CALL, small.OLD_CALL})
-        exchange = Exchange(store, self._tokens, clock, metrics, calls, helper, limit, binary)
+        streams = {FOLLOW: self._tracking.call_follow}
+        exchange = Exchange(store, self._tokens, clock, metrics, calls, helper, limit, binary, streams)
         await exchange.start(self._config.address)
         self._stack.push_async_callback(exchange.close)
         self._discovery.start()

@@ -125,8 +125,12 @@ class Courses:
 
     def known(self, key: str, unit: int) -> bytes | None:
         """A digest that is known; called from any thread. It may miss one whose book is just moved."""
-        book = self._books.get(key)
+        book = self.known_book(key)
         return book.units.get(unit) if book is not None else None
+
+    def known_book(self, key: str) -> Book | None:
+        """The digests of an object in whose relay this agent takes part."""
+        return self._books.get(key)
 
     def trim(self) -> bool:
         """Forget what was not asked for longest, where there are too many digests; whether any was."""

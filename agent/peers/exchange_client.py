@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractAsyncContextManager
 
 import aiohttp
 
@@ -28,7 +29,7 @@ from agent.transfer.request import Endpoint, RangedGet
 
 STALL_TIMEOUT = 16.0  # seconds of one stream; how long a peer may be silent says agent/peers/source.py
 LONGEST_ANSWER = 4 << 20  # bytes of a call's answer
-CONNECTIONS_PER_PEER = 4  # of calls; bytes have the engine's own
+CONNECTIONS_PER_PEER = 4  # of calls that end; bytes have the engine's own
 
 
 class PeerSilent(HeadraceError):
@@ -47,13 +48,13 @@ class ExchangeClient:
         self._tokens = tokens
         self._engine = engine
         connector = aiohttp.TCPConnector(limit=0, limit_per_host=CONNECTIONS_PER_PEER)
-        self._session = aiohttp.ClientSession(
-            connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-        )
+        self._session = _session(connector)
+        self._following = _session(aiohttp.TCPConnector(limit=0, force_close=True))
 
     async def close(self) -> None:
         """Close the calls' connections; the engine is closed by who made it."""
         await self._session.close()
+        await self._following.close()
 
     async def receive(self, peer: Peer, ref: ObjectRef, sink: Sink) -> None:
         """Bring `[sink.position, sink.end)` of an object from a peer, with as much urgency as the sink says.
@@ -87,17 +88,8 @@ class ExchangeClient:
     async def call(self, peer: Peer, name: str, body: bytes, within: float) -> bytes:
         """`POST /peer/v1/<name>`: the answer's body. Raises PeerSilent, at the latest after `within` s;
         CallUnknown where the peer has no such call."""
-        target = f"{PREFIX}/{name}"
-        headers = {"Authorization": self._tokens.issue(peer.address, Bound.of("POST", target, body))}
-        if body:
-            headers[BODY_HEADER] = body_digest(body)
         try:
-            async with (
-                asyncio.timeout(within),
-                self._session.post(
-                    f"http://{peer.address}{target}", data=body, headers=headers, allow_redirects=False
-                ) as answer,
-            ):
+            async with asyncio.timeout(within), self._post(self._session, peer, name, body) as answer:
                 if answer.status != 200:
                     failure = CallUnknown if answer.status == 404 else PeerSilent
                     raise failure(f"{peer.name} answers {answer.status} to {name}")
@@ -106,6 +98,49 @@ class ExchangeClient:
             raise PeerSilent(f"{peer.name} did not answer {name} within {within:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise PeerSilent(f"{peer.name} cannot be asked: {type(error).__name__}") from error
+
+    async def follow(self, peer: Peer, name: str, body: bytes, silent: float) -> AsyncGenerator[bytes, None]:
+        """`POST /peer/v1/<name>`, of which the answer does not end: its lines, as they come.
+
+        Raises PeerSilent where none comes for `silent` seconds, and at the end; CallUnknown where the peer
+        has no such call, or answers so many already."""
+        bounds = aiohttp.ClientTimeout(total=None, connect=silent, sock_read=silent)
+        try:
+            async with self._post(self._following, peer, name, body, bounds) as answer:
+                if answer.status != 200:
+                    failure = CallUnknown if answer.status in (404, 503) else PeerSilent
+                    raise failure(f"{peer.name} answers {answer.status} to {name}")
+                rest = b""
+                async for part in answer.content.iter_any():
+                    *lines, rest = (rest + part).split(b"\n")
+                    if len(rest) > LONGEST_ANSWER:
+                        raise PeerSilent(f"{peer.name} answers more than {LONGEST_ANSWER} bytes")
+                    for line in lines:
+                        yield line
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise PeerSilent(f"{peer.name} tells nothing more: {type(error).__name__}") from error
+        raise PeerSilent(f"{peer.name} tells nothing more")
+
+    def _post(
+        self,
+        session: aiohttp.ClientSession,
+        peer: Peer,
+        name: str,
+        body: bytes,
+        bounds: aiohttp.ClientTimeout | None = None,
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        target = f"{PREFIX}/{name}"
+        headers = {"Authorization": self._tokens.issue(peer.address, Bound.of("POST", target, body))}
+        if body:
+            headers[BODY_HEADER] = body_digest(body)
+        url = f"http://{peer.address}{target}"
+        return session.post(url, data=body, headers=headers, allow_redirects=False, timeout=bounds)
+
+
+def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+    )
 
 
 def _endpoint(address: str) -> Endpoint:

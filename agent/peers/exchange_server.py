@@ -12,8 +12,9 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Protocol
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -47,6 +48,8 @@ SENDER: web.RequestKey[str] = web.RequestKey("sender", str)
 BODY_WITHIN = 5.0  # seconds for a request's body
 LONGEST_BODY = 1 << 20  # bytes; larger batches are sent in several
 STREAMS = 256  # answers under way at once; each has a descriptor and no buffer
+FOLLOWERS = 1024  # answers that do not end; whoever is one more asks from time to time
+TAKEN_WITHIN = 10.0  # seconds for lines of them that the peer does not take at once
 SHUTDOWN = 2.0  # seconds that answers under way may still take
 REFUSALS_LOGGED = 10  # a minute; a flood must not fill the log
 
@@ -65,6 +68,7 @@ class Helper(Protocol):
 
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
+Stream = Callable[[str, bytes], AsyncGenerator[bytes, None]]
 
 
 class Exchange:
@@ -80,16 +84,19 @@ class Exchange:
         helper: Helper | None = None,
         limit: Rate | None = None,
         binary: frozenset[str] = frozenset(),
+        streams: Mapping[str, Stream] | None = None,
     ) -> None:
         """`calls` are answered to `POST /peer/v1/<name>`: given the sender's name and the body, which may be
-        wrong in any way (BadRequest is 400). They answer JSON, but those that `binary` names.
-        `limit` is for the bytes of objects."""
+        wrong in any way (BadRequest is 400). They answer JSON, but those that `binary` names. `streams` are
+        asked in the same way, and answer line after line. `limit` is for the bytes of objects."""
         self._store = store
         self._tokens = tokens
         self._clock = clock
         self._metrics = metrics
         self._calls = calls
         self._binary = binary
+        self._lines = {} if streams is None else streams
+        self._following: set[asyncio.Task[Any]] = set()
         self._helper = helper
         self._gate = Gate(clock)
         self.outgoing = Outgoing(clock, limit)
@@ -120,6 +127,8 @@ class Exchange:
     async def close(self) -> None:
         """Listen no more, and end what is under way."""
         await self._gate.close()
+        for following in self._following:  # aiohttp would wait for their end
+            following.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
         await self.outgoing.close()
@@ -225,8 +234,8 @@ class Exchange:
 
     async def _call(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["call"]
-        call = self._calls.get(name)
-        if call is None:
+        call, stream = self._calls.get(name), self._lines.get(name)
+        if call is None and stream is None:
             return _closing(web.Response(status=404))
         try:
             async with timeout(self._clock, BODY_WITHIN):
@@ -235,8 +244,46 @@ class Exchange:
             return _closing(web.Response(status=408))
         if (body_digest(body) if body else "") != request.headers.get(BODY_HEADER, ""):
             raise BadRequest("the body is not the one that the token is for")
+        if stream is not None:
+            return await self._follow(request, stream(request[SENDER], body))
+        assert call is not None
         kind = "application/octet-stream" if name in self._binary else "application/json"
         return web.Response(body=await call(request[SENDER], body), content_type=kind)
+
+    async def _follow(self, request: web.Request, lines: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+        """Send line after line, until the peer goes or this agent ends."""
+        if len(self._following) >= FOLLOWERS:
+            return web.Response(status=503, headers={"Retry-After": "1"})
+        response = web.StreamResponse()
+        response.content_type = "application/x-ndjson"
+        this = asyncio.current_task()
+        assert this is not None
+        self._following.add(this)
+        try:
+            async with aclosing(lines):
+                async for line in lines:
+                    if not response.prepared:
+                        await response.prepare(request)
+                    await self._write(request.transport, response, line + b"\n")
+        except (OSError, TimeoutError) as error:
+            log.debug("%s follows no more: %s", request[SENDER], error)
+        finally:
+            self._following.discard(this)
+        if request.transport is not None:
+            request.transport.abort()
+        return response
+
+    async def _write(
+        self, transport: asyncio.Transport | None, response: web.StreamResponse, line: bytes
+    ) -> None:
+        if transport is None:
+            raise ConnectionResetError("the peer has gone")
+        _, most = transport.get_write_buffer_limits()
+        if transport.get_write_buffer_size() + len(line) < most:
+            await response.write(line)  # which is not waited for
+            return
+        async with timeout(self._clock, TAKEN_WITHIN):
+            await response.write(line)
 
 
 class Refusals:

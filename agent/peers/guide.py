@@ -49,6 +49,8 @@ ASKS = 8  # times that a place is asked for in a row
 TELL_AFTER = 0.02  # seconds in which what there is to tell gathers
 AGAIN_AFTER = 0.05  # seconds, doubled each time that a tracker is asked for digests and does not answer
 ANNOUNCE_EVERY = 2.0  # seconds; a third of the tracker's lease
+FOLLOW_ON = 2.0  # seconds that digests are followed though nobody waits for one
+LOOK_EVERY = 0.5  # seconds between two looks at who is the tracker now, by one who follows it
 
 
 class RelayGuide:
@@ -101,9 +103,6 @@ class RelayGuide:
         course, chunk = self._courses.at(ref, extent)
         if course.stale:
             asking = self._begin_to_ask(course)
-            if not book.units and book.polling is None:
-                # What is known already is here before the bytes are: they would wait for it.
-                book.polling = self._spawn(self._poll(ref.key, book))
             if not self._usable(course, chunk):
                 try:
                     async with timeout(self._clock, ASK_WITHIN):
@@ -207,7 +206,7 @@ class RelayGuide:
                 asks: list[Ask] = [(course.span, course.count, without)]
                 tracker = self._tracker(course.group)
                 if course.place is None:
-                    reply = await self._say(tracker, Batch(zone=self._own.zone, asks=asks))
+                    reply = await self._join(tracker, course.span.key, asks)
                 else:
                     # One that is new has to know the order as it is before it gives anybody a place.
                     told = course.told == tracker.name
@@ -228,6 +227,17 @@ class RelayGuide:
         finally:
             course.asking = None
 
+    async def _join(self, tracker: Peer, key: str, asks: list[Ask]) -> Reply | None:
+        """Ask for a place. Digests that are known already come with it: the bytes would wait for them."""
+        book = self._courses.known_book(key)
+        if book is None or book.units:
+            return await self._say(tracker, Batch(zone=self._own.zone, asks=asks))
+        batch = self._for_digests(key, book, tracker).model_copy(update={"asks": asks})
+        reply = await self._say(tracker, batch)
+        if reply is not None:
+            _learn(book, tracker, reply)
+        return reply
+
     async def _say(self, tracker: Peer, batch: Batch) -> Reply | None:
         """The tracker's reply; None where there is none, which leaves that peer out for a while."""
         speed = {"fastest": self._pace.fastest, "held_up_by": self._pace.held_up_by}
@@ -238,20 +248,26 @@ class RelayGuide:
                 reply = self._tracking.answer(self._own.name, batch)
             else:
                 reply = await self._trackers.say(tracker, batch)
-            for span in reply.again:
-                waited_for = self._courses.get(span_of(span))
-                if waited_for is not None:
-                    self._begin_to_ask(waited_for)
+            self._ask_again(reply.again)
             return reply
         except (PeerSilent, BadRequest) as error:
-            rest = self._liveness.failed(tracker.name)
-            log.warning("tracker %s is left out for %.0f s: %s", tracker.name, rest, error)
-            if tracker.name != self._own.name:
-                self._tracker_gone.set()
+            self._lost(tracker, error)
             return None
 
+    def _ask_again(self, spans: Sequence[tuple[str, int]]) -> None:
+        for span in spans:
+            waited_for = self._courses.get(span_of(span))
+            if waited_for is not None:
+                self._begin_to_ask(waited_for)
+
+    def _lost(self, tracker: Peer, error: Exception) -> None:
+        rest = self._liveness.failed(tracker.name)
+        log.warning("tracker %s is left out for %.0f s: %s", tracker.name, rest, error)
+        if tracker.name != self._own.name:
+            self._tracker_gone.set()
+
     async def _poll(self, key: str, book: Book) -> None:
-        """Ask for digests once, and for as long as somebody waits for one.
+        """Ask for digests once, and follow what the tracker learns for as long as somebody waits for some.
 
         Where a tracker does not answer the next one is asked soon: what has arrived waits for its digests.
         """
@@ -259,20 +275,45 @@ class RelayGuide:
         try:
             while True:
                 tracker = self._tracker(book.group)
-                after = book.upto if book.tracker == tracker.name else 0
-                batch = Batch(zone=self._own.zone, digests=[(digests_name(key), after)])
-                reply = await self._say(tracker, batch)
+                reply = await self._say(tracker, self._for_digests(key, book, tracker))
                 if reply is None:
                     pace = min(2 * pace, ANNOUNCE_EVERY)
                 else:
-                    found = reply.digests[0]
-                    book.upto, book.tracker, pace = found.upto, tracker.name, found.pace
-                    book.learn(units_of(found.units))
+                    pace, waiting = reply.digests[0].pace, book.waiting
+                    _learn(book, tracker, reply)
+                    if waiting:
+                        await self._follow(tracker, key, book)
                 await self._clock.sleep(pace)
                 if not book.waiting:
                     return
         finally:
             book.polling = None
+
+    async def _follow(self, tracker: Peer, key: str, book: Book) -> None:
+        """Learn what the tracker learns, until nobody has waited for some time or another is the tracker."""
+        batch = self._for_digests(key, book, tracker)
+        own = tracker.name == self._own.name
+        replies = self._tracking.follow(tracker.name, batch) if own else self._trackers.follow(tracker, batch)
+        waited = look = self._clock.monotonic()
+        try:
+            async with contextlib.aclosing(replies):
+                async for reply in replies:
+                    now = self._clock.monotonic()
+                    waited = now if book.waiting else waited
+                    _learn(book, tracker, reply)
+                    self._ask_again(reply.again)
+                    if now - waited >= FOLLOW_ON:
+                        return
+                    if now >= look:
+                        look = now + LOOK_EVERY
+                        if self._tracker(book.group).name != tracker.name:
+                            return
+        except (PeerSilent, BadRequest) as error:
+            self._lost(tracker, error)
+
+    def _for_digests(self, key: str, book: Book, tracker: Peer) -> Batch:
+        after = book.upto if book.tracker == tracker.name else 0
+        return Batch(zone=self._own.zone, digests=[(digests_name(key), after)])
 
     def _tell_soon(self) -> None:
         if not self._telling and not self._closing:
@@ -336,10 +377,7 @@ class RelayGuide:
         for course in new[:4096]:
             course.told = tracker.name
         self._give_digests({course.span.key for course in new})
-        for span in reply.renewal.again:
-            waited_for = self._courses.get(span_of(span))
-            if waited_for is not None:
-                self._begin_to_ask(waited_for)
+        self._ask_again(reply.renewal.again)
         return reply
 
     def _give_digests(self, keys: set[str]) -> None:
@@ -355,6 +393,12 @@ class RelayGuide:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _learn(book: Book, tracker: Peer, reply: Reply) -> None:
+    found = reply.digests[0]
+    book.upto, book.tracker = found.upto, tracker.name
+    book.learn(units_of(found.units))
 
 
 def _digests_of(fd: int, units: Sequence[Extent]) -> list[bytes]:

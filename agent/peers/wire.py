@@ -1,5 +1,8 @@
 """The body of `POST /peer/v1/track-speeds`, and its answer: JSON, many messages in one.
 
+`POST /peer/v1/follow-digests` has the same body, with one book of digests in it. Its answer does not end: a
+line of JSON for each reply, as digests become known, and every `HEARTBEAT` seconds.
+
 Everything that an agent has to say to one tracker goes in one batch. What comes from a peer is checked in
 every number and length before anything is done with it; whatever is wrong is BadRequest here.
 """
@@ -17,6 +20,8 @@ from agent.peers.relay import SPAN, Place
 
 CALL = "track-speeds"
 OLD_CALL = "track"  # of agents that know of nobody's speed
+FOLLOW = "follow-digests"
+HEARTBEAT = 0.5  # seconds of silence after which a follower is told nothing new
 MOST = 4096  # messages of a kind in one batch
 MOST_UNITS = 1 << 16
 

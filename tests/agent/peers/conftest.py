@@ -18,7 +18,7 @@ from agent.cache.store import Store
 from agent.clock import SystemClock
 from agent.content import ObjectRef
 from agent.metrics import Metrics
-from agent.peers.exchange_server import Call, Exchange, Helper
+from agent.peers.exchange_server import Call, Exchange, Helper, Stream
 from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
 from tests.harness.s3 import free_ports
@@ -75,6 +75,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             calls: dict[str, Call] | None = None,
             binary: frozenset[str] = frozenset(),
             helper: Helper | None = None,
+            streams: dict[str, Stream] | None = None,
         ) -> Served:
             directory = tmp_path / name
             directory.mkdir(mode=0o700)
@@ -84,9 +85,8 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             address = f"127.0.0.1:{port}"
             tokens = Tokens(Secrets(secret_file(tmp_path), clock), clock, address)
             metrics = Metrics()
-            exchange = Exchange(
-                store, tokens, clock, metrics, {} if calls is None else calls, helper, binary=binary
-            )
+            calls = {} if calls is None else calls
+            exchange = Exchange(store, tokens, clock, metrics, calls, helper, binary=binary, streams=streams)
             await exchange.start(("127.0.0.1", port))
             stack.push_async_callback(exchange.close)
             return Served(store, exchange, tokens, metrics, address, port)

@@ -55,7 +55,7 @@ async def member(tmp_path: Path) -> AsyncIterator[Member]:
         client = ExchangeClient(Tokens(Secrets(secret_file(tmp_path), clock), clock, OWN.name), engine)
         stack.push_async_callback(client.close)
         discovery, liveness = MemoryDiscovery(OWN.address), Liveness(clock)
-        tracking, courses = Tracking(Tracker(clock)), Courses(CHUNK)
+        tracking, courses = Tracking(Tracker(clock), clock), Courses(CHUNK)
         guide = RelayGuide(OWN, discovery, liveness, client, tracking, courses, clock)
         guide.start()
         stack.push_async_callback(guide.close)
@@ -154,7 +154,7 @@ async def test_a_new_tracker_hears_where_a_member_stands_with_its_first_ask(
     member: Member, serve: Serve
 ) -> None:
     heard: asyncio.Queue[Batch] = asyncio.Queue()
-    new_tracker = Tracking(Tracker(SystemClock()))
+    new_tracker = Tracking(Tracker(SystemClock()), SystemClock())
 
     async def track(sender: str, body: bytes) -> bytes:
         heard.put_nowait(parse_batch(body))
@@ -247,7 +247,7 @@ async def test_a_tracker_that_was_restarted_under_its_name_hears_the_place_that_
     member: Member, serve: Serve
 ) -> None:
     heard: asyncio.Queue[Batch] = asyncio.Queue()
-    lives = [Tracking(Tracker(SystemClock())) for _ in range(2)]
+    lives = [Tracking(Tracker(SystemClock()), SystemClock()) for _ in range(2)]
 
     async def track(sender: str, body: bytes) -> bytes:
         heard.put_nowait(parse_batch(body))
@@ -284,7 +284,7 @@ async def test_a_member_that_has_to_wait_for_its_place_keeps_the_one_it_had_for_
 
     async def then(sender: str, body: bytes) -> bytes:
         heard.put_nowait(parse_batch(body))
-        return await Tracking(Tracker(SystemClock())).call(sender, body)
+        return await Tracking(Tracker(SystemClock()), SystemClock()).call(sender, body)
 
     one, two = [await serve(name, calls={CALL: call}) for name, call in (("one", first), ("two", then))]
     tracker, second = Peer(one.address, one.address), Peer(two.address, two.address)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 import pytest
 
 from agent.errors import BadRequest
+from agent.peers import tracking as tracking_module
 from agent.peers.relay import SPAN
 from agent.peers.tracker import GATHER, Tracker
 from agent.peers.tracking import Tracking
-from agent.peers.wire import Batch, parse_batch, parse_reply, units_of
+from agent.peers.wire import HEARTBEAT, Batch, Reply, parse_batch, parse_reply, units_of
 from tests.fakes.clock import ManualClock
 
 KEY = "0123456789abcdef" * 2
-A, B = "10.1.0.17:7411", "10.1.0.18:7411"
+A, B, C = "10.1.0.17:7411", "10.1.0.18:7411", "10.1.0.19:7411"
 
 
 @pytest.fixture
@@ -24,20 +28,23 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def tracking(clock: ManualClock) -> Tracking:
-    return Tracking(Tracker(clock))
+    return Tracking(Tracker(clock), clock)
 
 
 async def test_two_members_that_ask_together_are_each_others_parents_and_heads(
     tracking: Tracking, clock: ManualClock
 ) -> None:
     batch = Batch(asks=[((KEY, 1), SPAN, [])])
-    for name in (A, B):
-        reply = parse_reply(await tracking.call(name, batch.model_dump_json().encode()), batch)
-        assert reply.answers[0].wait > 0
+    asking = {
+        name: asyncio.ensure_future(tracking.call(name, batch.model_dump_json().encode())) for name in (A, B)
+    }
+    for _ in asking:
+        assert 0 < await clock.next_sleep() <= GATHER
+    assert tracking.answer(A, batch).answers[0].wait > 0
     clock.advance(GATHER)
     routes = {}
-    for name in (A, B):
-        reply = parse_reply(await tracking.call(name, batch.model_dump_json().encode()), batch)
+    for name, asked in asking.items():
+        reply = parse_reply(await asked, batch)
         assert reply.answers[0].wait == 0
         routes[name] = reply.answers[0].routes
     assert sorted(map(len, routes[A])) == [0] * (SPAN // 2) + [1] * (SPAN // 2)
@@ -53,13 +60,71 @@ async def test_digests_and_chunks_that_one_tells_reach_the_other(
     assert reply.renewal is not None
     assert reply.renewal.unknown
     asked = Batch(asks=[((KEY, 0), 3, [])], digests=[(KEY, 0)])
-    reply = parse_reply(await tracking.call(B, asked.model_dump_json().encode()), asked)
+    reply = tracking.answer(B, asked)
     assert reply.answers[0].routes == [[A], [], [A]]
     assert units_of(reply.digests[0].units) == {3: bytes.fromhex(digest)}
     released = Batch(released=[(KEY, 0)])
     await tracking.call(A, released.model_dump_json().encode())
-    reply = parse_reply(await tracking.call(B, asked.model_dump_json().encode()), asked)
+    reply = tracking.answer(B, asked)
     assert reply.answers[0].routes == [[], [], []]
+
+
+def made(unit: int) -> Batch:
+    return Batch(announce=[], made=[(KEY, [(unit, f"{unit:032x}")])])
+
+
+async def test_a_follower_is_told_what_there_is_then_what_becomes_known_and_hears_a_beat_in_between(
+    tracking: Tracking, clock: ManualClock
+) -> None:
+    tracking.answer(A, made(1))
+    async with aclosing(tracking.follow(B, Batch(digests=[(KEY, 0)]))) as replies:
+        assert [unit for unit, _ in (await anext(replies)).digests[0].units] == [1]
+        for unit in (2, 3):
+            tracking.answer(A, made(unit))
+        coming = asyncio.ensure_future(anext(replies))
+        assert await clock.next_sleep() == tracking_module.GATHER
+        clock.advance(tracking_module.GATHER)
+        assert [unit for unit, _ in (await coming).digests[0].units] == [2, 3]
+        coming = asyncio.ensure_future(anext(replies))
+        await clock.next_sleep()
+        clock.advance(tracking_module.GATHER)
+        for _ in range(3):
+            await asyncio.sleep(0)
+            clock.advance(HEARTBEAT)
+        beat = await coming
+        assert (beat.digests[0].upto, beat.digests[0].units) == (3, [])
+
+
+async def first_again(replies: AsyncGenerator[Reply, None]) -> list[tuple[str, int]]:
+    async for reply in replies:
+        if reply.again:
+            return reply.again
+    return []
+
+
+async def test_a_follower_is_told_at_once_that_it_has_to_ask_again(
+    tracking: Tracking, clock: ManualClock
+) -> None:
+    asked = Batch(asks=[((KEY, 0), 4, [])], digests=[(KEY, 0)])
+    for wait in (GATHER, 0.0):
+        for name in (A, B, C):
+            tracking.answer(name, asked)
+        clock.advance(wait)
+    async with aclosing(tracking.follow(B, Batch(digests=[(KEY, 0)]))) as replies:
+        coming = asyncio.ensure_future(first_again(replies))
+        for _ in range(40):
+            for name in (A, B):
+                tracking.answer(name, Batch(fastest=25e6, held_up_by=[C]))
+            tracking.answer(C, Batch(fastest=2e6))
+            await asyncio.sleep(0)
+            clock.advance(0.1)
+        assert await coming == [(KEY, 0)]
+
+
+@pytest.mark.parametrize("books", [[], [(KEY, 0), (KEY, 0)]])
+async def test_one_book_is_followed_at_a_time(tracking: Tracking, books: list[tuple[str, int]]) -> None:
+    with pytest.raises(BadRequest):
+        await anext(tracking.follow(A, Batch(digests=books)))
 
 
 @pytest.mark.parametrize(
