@@ -48,7 +48,7 @@ class Departures(Records):
         self._open: dict[str, tuple[CachedObject, Directory | None]] = {}
         self._opening: dict[str, asyncio.Task[CachedObject]] = {}
         self._idle: OrderedDict[str, None] = OrderedDict()
-        self._recorder = Recorder(self._blocking)
+        self._recorder = Recorder(index_thread)
         self._noted: dict[str, int] = {}
         self._removing: dict[str, asyncio.Future[None]] = {}
         self._emptying: dict[tuple[str, int], asyncio.Task[int]] = {}
