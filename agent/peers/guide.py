@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from agent.cache.objects import CachedObject
-from agent.clock import Clock, timeout
+from agent.clock import Clock, Timer, timeout
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest
 from agent.peers.courses import Book, Course, Courses
@@ -46,7 +46,8 @@ log = logging.getLogger(__name__)
 
 ASK_WITHIN = 0.25  # seconds that a reader waits for its routes: gathering takes 0.03 of them
 ASKS = 8  # times that a place is asked for in a row
-TELL_AFTER = 0.02  # seconds in which what there is to tell gathers
+TELL_AFTER = 0.04  # seconds in which what there is to tell gathers
+DONE_AFTER = 0.5  # and chunks that are here, where there is nothing else to tell: nobody waits for that
 AGAIN_AFTER = 0.05  # seconds, doubled each time that a tracker is asked for digests and does not answer
 ANNOUNCE_EVERY = 2.0  # seconds; a third of the tracker's lease
 FOLLOW_ON = 2.0  # seconds that digests are followed though nobody waits for one
@@ -74,7 +75,8 @@ class RelayGuide:
         self._courses = courses
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
-        self._telling = False
+        self._tell_at = float("inf")
+        self._telling: Timer | None = None
         self._pace = Pace()
         self._tracker_gone = asyncio.Event()  # another one has to be told where everybody stands
         self._closing = False
@@ -86,6 +88,8 @@ class RelayGuide:
     async def close(self) -> None:
         """End all that goes on."""
         self._closing = True
+        if self._telling is not None:
+            self._telling.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -162,7 +166,7 @@ class RelayGuide:
         course.has |= 1 << chunk
         done = self._courses.outbox(course.group).done
         done[course.span] = done.get(course.span, 0) | 1 << chunk
-        self._tell_soon()
+        self._tell_soon(DONE_AFTER)
 
     def failed(self, ref: ObjectRef, extent: Extent, peer: Peer, reason: Reason) -> None:
         course, chunk = self._courses.at(ref, extent)
@@ -315,14 +319,19 @@ class RelayGuide:
         after = book.upto if book.tracker == tracker.name else 0
         return Batch(zone=self._own.zone, digests=[(digests_name(key), after)])
 
-    def _tell_soon(self) -> None:
-        if not self._telling and not self._closing:
-            self._telling = True
-            self._spawn(self._tell())
+    def _tell_soon(self, within: float = TELL_AFTER) -> None:
+        at = self._clock.monotonic() + within
+        if at >= self._tell_at or self._closing:
+            return
+        if self._telling is not None:
+            self._telling.cancel()
+        self._tell_at, self._telling = at, self._clock.call_later(within, self._begin_to_tell)
+
+    def _begin_to_tell(self) -> None:
+        self._tell_at, self._telling = float("inf"), None
+        self._spawn(self._tell())
 
     async def _tell(self) -> None:
-        await self._clock.sleep(TELL_AFTER)
-        self._telling = False
         for group, outbox in self._courses.full_outboxes():
             done: list[tuple[tuple[str, int], int]] = list(outbox.done.items())
             failed: list[tuple[tuple[str, int], int, str, Reason]] = list(outbox.failed[:1024])
