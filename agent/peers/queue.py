@@ -93,22 +93,24 @@ class Queue:
             self._changed.set()
             self._changed = asyncio.Event()
 
-    async def turn(self, group: str, sink: Sink, breadth: Breadth | None = None) -> None:
+    async def turn(self, group: str, sink: Sink, breadth: Breadth | None = None) -> bool:
         """Wait until few enough of what began before `sink` are under way: as `breadth` has it, or FEWEST.
 
-        Not while a reader waits for its bytes, nor for what brings none: it may wait for this agent."""
-        seen = -1
+        Not while a reader waits for its bytes, nor for what brings none: it may wait for this agent. Whether
+        it had to wait: whom to ask may be another one by then."""
+        seen, waited = -1, False
         while not sink.urgency.awaited:
             before = self._before(group, sink)
             arrived = sum(one.position for one in before)
             streams = breadth.streams if breadth is not None else FEWEST
             if len(before) < streams or arrived == seen:
-                return
-            seen = arrived
+                break
+            seen, waited = arrived, True
             with contextlib.suppress(TimeoutError):
                 async with timeout(self._clock, LOOK_EVERY):
                     await self._changed.wait()
                     seen = -1
+        return waited
 
     def _before(self, group: str, sink: Sink) -> list[Sink]:
         sinks = self._under_way[group]

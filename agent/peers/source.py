@@ -129,16 +129,19 @@ class PeerSource:
         patience = self._origin.budget(ref).deadline / 4  # three parents leave the origin a quarter
         give_up = self._clock.monotonic() + self._grace(ref, sink) * min(PEERS_WITHIN, 2 * patience)
         tried: set[str] = set()
+        turn = False
         while len(tried) < PARENTS:
             # Asked anew after each: where one has failed the guide may know another in its place.
             parents = await self._parents(ref, sink, min(ROUTES_WITHIN, patience))
             peer = next((one for one in parents if self._worth_asking(one, tried, urgency)), None)
             if peer is None:
                 return
+            if not turn:
+                turn, asked = True, self._clock.monotonic()
+                if await self._queue.turn(group_of(ref), sink):
+                    give_up += self._clock.monotonic() - asked
+                    continue
             tried.add(peer.name)
-            asked = self._clock.monotonic()
-            await self._queue.turn(group_of(ref), sink)
-            give_up += self._clock.monotonic() - asked
             before = sink.position
             error = await self._from_peer(peer, ref, sink, min(UNIT_WITHIN, patience), urgency)
             late = sink.position == before and self._clock.monotonic() >= give_up
@@ -283,13 +286,13 @@ class PeerSource:
         fetching = asyncio.ensure_future(self._origin.fetch(ref, making))
         try:
             while may_leave and not fetching.done():
+                if self._guide.left(ref, _left(making), None):
+                    return True  # it may be so since this waited for its turn
                 rerouted = asyncio.ensure_future(self._guide.rerouted(ref, _left(making)))
                 try:
                     await asyncio.wait([fetching, rerouted], return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     rerouted.cancel()
-                if not fetching.done() and self._guide.left(ref, _left(making), None):
-                    return True
             await asyncio.wait([fetching])
             fetching.result()
             return False

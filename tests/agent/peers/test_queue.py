@@ -68,7 +68,7 @@ def begin(queue: Queue, stack: ExitStack, count: int, group: str = "a") -> list[
     return sinks
 
 
-async def turn(queue: Queue, sink: MemorySink, group: str = "a") -> asyncio.Task[None]:
+async def turn(queue: Queue, sink: MemorySink, group: str = "a") -> asyncio.Task[bool]:
     task = asyncio.create_task(queue.turn(group, sink))
     await asyncio.sleep(0)
     return task
@@ -84,7 +84,7 @@ async def test_the_first_few_begin_and_the_next_one_when_one_of_them_has_ended()
         assert (await turn(queue, begin(queue, stack, 1, "b")[0], "b")).done()
         ended.close()
         async with asyncio.timeout(10):
-            await turns[-1]
+            assert [await task for task in turns] == [False] * FEWEST + [True]
 
 
 @pytest.mark.parametrize("why", ["a reader waits", "nothing arrives"])

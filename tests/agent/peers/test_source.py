@@ -20,6 +20,7 @@ from agent.peers import source as source_module
 from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
+from agent.peers.queue import FEWEST
 from agent.peers.secrets import Secrets
 from agent.peers.source import PeerSource
 from agent.peers.token import Tokens
@@ -286,6 +287,29 @@ async def test_a_stream_from_a_parent_that_turns_out_slow_goes_on_at_the_byte_fr
     assert not asking.guide.blamed
     assert asking.liveness.usable(peer(slow.port).name)
     assert asking.source.intake.total <= CHUNK + UNIT // 2
+
+
+async def test_what_waited_for_its_turn_is_asked_of_the_parent_that_is_planned_by_then(
+    asking: Asking, serve: Serve
+) -> None:
+    ref = ObjectRef("s3://models/llama/long", "etag-1", (FEWEST + 1) * CHUNK)
+    data = random_bytes(ref.size)
+    asking.guide.know(ref, data)
+    served = await serve()
+    await served.keep(ref, data)
+    sinks = [MemorySink(n * CHUNK, (n + 1) * CHUNK, Urgency.PRELOAD) for n in range(FEWEST + 1)]
+    with RawServer(*[(threading.Event(),)] * (FEWEST + 1)) as silent:
+        asking.guide.parents_now = [peer(silent.port)]
+        async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+            fetches = [group.create_task(asking.source.fetch(ref, sink)) for sink in sinks]
+            await asyncio.sleep(0)
+            asking.guide.parents_now = [peer(served.port)]
+            await fetches[-1]
+            for fetch in fetches[:-1]:
+                fetch.cancel()
+        assert len(silent.requests) == FEWEST
+    assert bytes(sinks[-1].data) == data[-CHUNK:]
+    assert asking.guide.told == [(ref.key, Extent(FEWEST * CHUNK, CHUNK), peer(served.port))]
 
 
 async def test_a_head_that_turns_out_slow_has_the_rest_of_its_chunk_from_a_parent(
