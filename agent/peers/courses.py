@@ -79,12 +79,27 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self.done or self.failed or self.made or self.released or self.speeds)
 
-    def take_made(self) -> list[tuple[str, list[tuple[int, str]]]]:
-        """Some of the digests, as the wire has them; the others stay."""
-        taken: dict[str, list[tuple[int, str]]] = {}
-        for key, unit in list(self.made)[:UNITS_AT_ONCE]:
-            taken.setdefault(digests_name(key), []).append((unit, self.made.pop((key, unit)).hex()))
-        return list(taken.items())
+    def take(self) -> Outbox:
+        """What goes in one batch; the rest stays."""
+        made = {unit: self.made.pop(unit) for unit in list(self.made)[:UNITS_AT_ONCE]}
+        taken = Outbox(self.done, self.failed[:1024], self.released[:4096], made)
+        self.done, self.failed, self.released = {}, self.failed[1024:], self.released[4096:]
+        self.speeds = False
+        return taken
+
+    def put_back(self, taken: Outbox) -> None:
+        """It has not been told."""
+        for span, bits in taken.done.items():
+            self.done[span] = self.done.get(span, 0) | bits
+        self.failed, self.released = taken.failed + self.failed, taken.released + self.released
+        self.made = taken.made | self.made
+
+    def digests(self) -> list[tuple[str, list[tuple[int, str]]]]:
+        """`made` as the wire has it."""
+        books: dict[str, list[tuple[int, str]]] = {}
+        for (key, unit), digest in self.made.items():
+            books.setdefault(digests_name(key), []).append((unit, digest.hex()))
+        return list(books.items())
 
 
 class Courses:

@@ -333,17 +333,17 @@ class RelayGuide:
 
     async def _tell(self) -> None:
         for group, outbox in self._courses.full_outboxes():
-            done: list[tuple[tuple[str, int], int]] = list(outbox.done.items())
-            failed: list[tuple[tuple[str, int], int, str, Reason]] = list(outbox.failed[:1024])
-            outbox.failed, outbox.done, outbox.speeds = [], {}, False
-            released: list[tuple[str, int]] = list(outbox.released[:4096])
-            del outbox.released[:4096]
+            taken = outbox.take()
+            done: list[tuple[tuple[str, int], int]] = list(taken.done.items())
+            failed: list[tuple[tuple[str, int], int, str, Reason]] = list(taken.failed)
+            released: list[tuple[str, int]] = list(taken.released)
             batch = Batch(
-                zone=self._own.zone, done=done, failed=failed, released=released, made=outbox.take_made()
+                zone=self._own.zone, done=done, failed=failed, released=released, made=taken.digests()
             )
             tracker = self._tracker(group)
             if await self._say(tracker, batch) is None:
                 self._forget_told(tracker.name)
+                outbox.put_back(taken)  # for the next one, who may have all that came before
         if self._courses.full_outboxes():
             self._tell_soon()
 

@@ -207,6 +207,23 @@ async def test_where_a_tracker_is_gone_digests_come_from_the_next_one_and_not_af
     assert await asyncio.wait_for(member.guide.digest(ref, 4), 10) == b"4" * 16
 
 
+async def test_what_a_tracker_did_not_take_is_told_to_the_next_one(member: Member) -> None:
+    name = f"127.0.0.1:{free_ports(1)[0]}"
+    gone, head_of_it = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
+    ref = led_by((gone, OWN, head_of_it), (OWN, head_of_it))
+    member.discovery.set([gone, head_of_it])
+    member.tracking.answer(OWN.name, Batch(announce=[]))
+    member.guide.made(ref, 4, b"4" * 16)
+    member.guide.brought(ref, FIRST, None)
+    async with asyncio.timeout(10):
+        followed = member.tracking.follow(head_of_it.name, Batch(digests=[(digests_name(ref.key), 0)]))
+        while not (reply := await anext(followed)).digests[0].units:
+            pass
+    assert [unit for unit, _ in reply.digests[0].units] == [4]
+    asked = member.tracking.answer(head_of_it.name, Batch(asks=[((ref.key, 0), 1, [])]))
+    assert asked.answers[0].routes == [[OWN.name]]
+
+
 async def test_digests_that_the_tracker_knows_are_here_before_bytes_wait_for_them(member: Member) -> None:
     other = Peer("127.0.0.1:2", "127.0.0.1:2")
     ref = led_by((OWN, other))
