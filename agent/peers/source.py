@@ -129,15 +129,15 @@ class PeerSource:
         patience = self._origin.budget(ref).deadline / 4  # three parents leave the origin a quarter
         give_up = self._clock.monotonic() + self._grace(ref, sink) * min(PEERS_WITHIN, 2 * patience)
         tried: set[str] = set()
-        turn = False
+        had_turn = False
         while len(tried) < PARENTS:
             # Asked anew after each: where one has failed the guide may know another in its place.
             parents = await self._parents(ref, sink, min(ROUTES_WITHIN, patience))
             peer = next((one for one in parents if self._worth_asking(one, tried, urgency)), None)
             if peer is None:
                 return
-            if not turn:
-                turn, asked = True, self._clock.monotonic()
+            if not had_turn:
+                had_turn, asked = True, self._clock.monotonic()
                 if await self._queue.turn(group_of(ref), sink):
                     give_up += self._clock.monotonic() - asked
                     continue

@@ -27,7 +27,7 @@ from agent.peers.wire import (
 
 log = logging.getLogger(__name__)
 
-GATHER = 0.04  # seconds between two lines for one follower
+LINE_EVERY = 0.04  # seconds at least between two lines for one follower
 LINES = 20_000.0  # a second, for all followers together: half a core
 
 
@@ -80,7 +80,7 @@ class Tracking:
         try:
             while True:
                 yield reply
-                await self._clock.sleep(max(GATHER, self._followers / LINES))
+                await self._clock.sleep(max(LINE_EVERY, self._followers / LINES))
                 reply = await self._next(sender, book, reply.digests[0].upto)
         finally:
             self._followers -= 1

@@ -211,8 +211,11 @@ async def test_what_a_tracker_did_not_take_is_told_to_the_next_one(member: Membe
     name = f"127.0.0.1:{free_ports(1)[0]}"
     gone, head_of_it = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
     ref = led_by((gone, OWN, head_of_it), (OWN, head_of_it))
+    member.discovery.set([head_of_it])
+    await member.guide.parents(ref, FIRST)
+    member.guide.failed(ref, FIRST, head_of_it, "silent")
+    await member.guide.parents(ref, FIRST)  # tells the next one where this agent stands: once
     member.discovery.set([gone, head_of_it])
-    member.tracking.answer(OWN.name, Batch(announce=[]))
     member.guide.made(ref, 4, b"4" * 16)
     member.guide.brought(ref, FIRST, None)
     async with asyncio.timeout(10):

@@ -10,10 +10,9 @@ from contextlib import aclosing
 import pytest
 
 from agent.errors import BadRequest
-from agent.peers import tracking as tracking_module
 from agent.peers.relay import SPAN
 from agent.peers.tracker import GATHER, Tracker
-from agent.peers.tracking import Tracking
+from agent.peers.tracking import LINE_EVERY, Tracking
 from agent.peers.wire import HEARTBEAT, Batch, Reply, parse_batch, parse_reply, units_of
 from tests.fakes.clock import ManualClock
 
@@ -82,12 +81,12 @@ async def test_a_follower_is_told_what_there_is_then_what_becomes_known_and_hear
         for unit in (2, 3):
             tracking.answer(A, made(unit))
         coming = asyncio.ensure_future(anext(replies))
-        assert await clock.next_sleep() == tracking_module.GATHER
-        clock.advance(tracking_module.GATHER)
+        assert await clock.next_sleep() == LINE_EVERY
+        clock.advance(LINE_EVERY)
         assert [unit for unit, _ in (await coming).digests[0].units] == [2, 3]
         coming = asyncio.ensure_future(anext(replies))
         await clock.next_sleep()
-        clock.advance(tracking_module.GATHER)
+        clock.advance(LINE_EVERY)
         for _ in range(3):
             await asyncio.sleep(0)
             clock.advance(HEARTBEAT)
