@@ -1,10 +1,9 @@
 """Whom to ask for a chunk, as the tracker has it: the `Guide` of agent/peers/guiding.py.
 
-Who is the tracker follows from the peers that are usable now; where that is this agent itself it is asked
-without a request. Routes are kept per span and asked for again when a parent failed or the tracker says so.
-A reader waits `ASK_WITHIN` for them, then goes to the origin; the asking goes on for those who come later. An
-agent without peers asks nobody. The tracker's state is soft: what this agent has and stands for is announced
-under a lease, to a new tracker all of it.
+Routes are kept per span and asked for again when a parent failed or the tracker says so. A reader waits
+`ASK_WITHIN` for them, then goes to the origin; the asking goes on for those who come later. An agent without
+peers asks nobody. The tracker's state is soft: what this agent has and stands for is announced under a lease,
+to a new tracker all of it.
 """
 
 from __future__ import annotations
@@ -20,27 +19,17 @@ from agent.cache.objects import CachedObject
 from agent.clock import Clock, Timer, timeout
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest
-from agent.peers.courses import Book, Course, Courses
+from agent.peers.courses import Course, Courses
 from agent.peers.discovery import Discovery
-from agent.peers.exchange_client import ExchangeClient, PeerSilent
+from agent.peers.exchange_client import ExchangeClient
+from agent.peers.following import Following
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
-from agent.peers.placement import tracker_of
-from agent.peers.pulse import Pace
-from agent.peers.tracker_client import TrackerClient
+from agent.peers.trackers import Trackers
 from agent.peers.tracking import Tracking
-from agent.peers.units import UNIT, digests_name, unit_digest, unit_end
-from agent.peers.wire import (
-    Ask,
-    Batch,
-    Reply,
-    peer_of,
-    place_as,
-    place_of,
-    span_of,
-    units_of,
-)
+from agent.peers.units import UNIT, unit_digest, unit_end
+from agent.peers.wire import Ask, Batch, Reply, peer_of, place_as, place_of, span_of
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +37,7 @@ ASK_WITHIN = 0.25  # seconds that a reader waits for its routes: gathering takes
 ASKS = 8  # times that a place is asked for in a row
 TELL_AFTER = 0.04  # seconds in which what there is to tell gathers
 DONE_AFTER = 0.5  # and chunks that are here, where there is nothing else to tell: nobody waits for that
-AGAIN_AFTER = 0.05  # seconds, doubled each time that a tracker is asked for digests and does not answer
 ANNOUNCE_EVERY = 2.0  # seconds; a third of the tracker's lease
-FOLLOW_ON = 2.0  # seconds that digests are followed though nobody waits for one
-LOOK_EVERY = 0.5  # seconds between two looks at who is the tracker now, by one who follows it
 
 
 class RelayGuide:
@@ -70,15 +56,14 @@ class RelayGuide:
         self._own = own
         self._discovery = discovery
         self._liveness = liveness
-        self._trackers = TrackerClient(client)
-        self._tracking = tracking
+        self._trackers = Trackers(own, discovery, liveness, client, tracking, clock, self._ask_again)
+        self._pace = self._trackers.pace
+        self._following = Following(self._trackers, own.zone, clock)
         self._courses = courses
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._tell_at = float("inf")
         self._telling: Timer | None = None
-        self._pace = Pace()
-        self._tracker_gone = asyncio.Event()  # another one has to be told where everybody stands
         self._closing = False
 
     def start(self) -> None:
@@ -94,6 +79,7 @@ class RelayGuide:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self._following.close()
 
     def takes_part(self, ref: ObjectRef) -> bool:
         """Whether this agent fetches an object as a member: then it fetches a chunk for its children too."""
@@ -144,16 +130,7 @@ class RelayGuide:
         return self._courses.known(ref.key, unit)
 
     async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
-        book = self._courses.book(ref)
-        book.waiting += 1
-        try:
-            while unit not in book.units:
-                if book.polling is None:
-                    book.polling = self._spawn(self._poll(ref.key, book))
-                await book.changed.wait()
-        finally:
-            book.waiting -= 1
-        return book.units[unit]
+        return await self._following.digest(ref.key, self._courses.book(ref), unit)
 
     def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
         book = self._courses.book(ref)
@@ -191,12 +168,6 @@ class RelayGuide:
         for one, digest in zip(here, digests, strict=True):
             self.made(cached.ref, one.offset // UNIT, digest)
 
-    def _tracker(self, group: str) -> Peer:
-        usable = [peer for peer in self._discovery.peers() if self._liveness.usable(peer.name)]
-        found = tracker_of(group, [self._own, *usable])
-        assert found is not None
-        return found
-
     def _begin_to_ask(self, course: Course) -> asyncio.Task[None]:
         if course.asking is None:
             course.asking = self._spawn(self._ask(course))
@@ -208,7 +179,7 @@ class RelayGuide:
                 without = [name for name in sorted(course.without) if not self._liveness.usable(name)][:64]
                 course.without = set(without)
                 asks: list[Ask] = [(course.span, course.count, without)]
-                tracker = self._tracker(course.group)
+                tracker = self._trackers.of(course.group)
                 if course.place is None:
                     reply = await self._join(tracker, course.span.key, asks)
                 else:
@@ -235,89 +206,18 @@ class RelayGuide:
         """Ask for a place. Digests that are known already come with it: the bytes would wait for them."""
         book = self._courses.known_book(key)
         if book is None or book.units:
-            return await self._say(tracker, Batch(zone=self._own.zone, asks=asks))
-        batch = self._for_digests(key, book, tracker).model_copy(update={"asks": asks})
-        reply = await self._say(tracker, batch)
+            return await self._trackers.say(tracker, Batch(zone=self._own.zone, asks=asks))
+        batch = self._following.question(key, book, tracker).model_copy(update={"asks": asks})
+        reply = await self._trackers.say(tracker, batch)
         if reply is not None:
-            _learn(book, tracker, reply)
+            self._following.learn(book, tracker, reply)
         return reply
-
-    async def _say(self, tracker: Peer, batch: Batch) -> Reply | None:
-        """The tracker's reply; None where there is none, which leaves that peer out for a while."""
-        speed = {"fastest": self._pace.fastest, "held_up_by": self._pace.held_up_by}
-        batch = batch.model_copy(update=speed)
-        self._pace.told(self._clock.monotonic())
-        try:
-            if tracker.name == self._own.name:
-                reply = self._tracking.answer(self._own.name, batch)
-            else:
-                reply = await self._trackers.say(tracker, batch)
-            self._ask_again(reply.again)
-            return reply
-        except (PeerSilent, BadRequest) as error:
-            self._lost(tracker, error)
-            return None
 
     def _ask_again(self, spans: Sequence[tuple[str, int]]) -> None:
         for span in spans:
             waited_for = self._courses.get(span_of(span))
             if waited_for is not None:
                 self._begin_to_ask(waited_for)
-
-    def _lost(self, tracker: Peer, error: Exception) -> None:
-        rest = self._liveness.failed(tracker.name)
-        log.warning("tracker %s is left out for %.0f s: %s", tracker.name, rest, error)
-        if tracker.name != self._own.name:
-            self._tracker_gone.set()
-
-    async def _poll(self, key: str, book: Book) -> None:
-        """Ask for digests once, and follow what the tracker learns for as long as somebody waits for some.
-
-        Where a tracker does not answer the next one is asked soon: what has arrived waits for its digests.
-        """
-        pace = AGAIN_AFTER
-        try:
-            while True:
-                tracker = self._tracker(book.group)
-                reply = await self._say(tracker, self._for_digests(key, book, tracker))
-                if reply is None:
-                    pace = min(2 * pace, ANNOUNCE_EVERY)
-                else:
-                    pace, waiting = reply.digests[0].pace, book.waiting
-                    _learn(book, tracker, reply)
-                    if waiting:
-                        await self._follow(tracker, key, book)
-                await self._clock.sleep(pace)
-                if not book.waiting:
-                    return
-        finally:
-            book.polling = None
-
-    async def _follow(self, tracker: Peer, key: str, book: Book) -> None:
-        """Learn what the tracker learns, until nobody has waited for some time or another is the tracker."""
-        batch = self._for_digests(key, book, tracker)
-        own = tracker.name == self._own.name
-        replies = self._tracking.follow(tracker.name, batch) if own else self._trackers.follow(tracker, batch)
-        waited = look = self._clock.monotonic()
-        try:
-            async with contextlib.aclosing(replies):
-                async for reply in replies:
-                    now = self._clock.monotonic()
-                    waited = now if book.waiting else waited
-                    _learn(book, tracker, reply)
-                    self._ask_again(reply.again)
-                    if now - waited >= FOLLOW_ON:
-                        return
-                    if now >= look:
-                        look = now + LOOK_EVERY
-                        if self._tracker(book.group).name != tracker.name:
-                            return
-        except (PeerSilent, BadRequest) as error:
-            self._lost(tracker, error)
-
-    def _for_digests(self, key: str, book: Book, tracker: Peer) -> Batch:
-        after = book.upto if book.tracker == tracker.name else 0
-        return Batch(zone=self._own.zone, digests=[(digests_name(key), after)])
 
     def _tell_soon(self, within: float = TELL_AFTER) -> None:
         at = self._clock.monotonic() + within
@@ -340,8 +240,8 @@ class RelayGuide:
             batch = Batch(
                 zone=self._own.zone, done=done, failed=failed, released=released, made=taken.digests()
             )
-            tracker = self._tracker(group)
-            if await self._say(tracker, batch) is None:
+            tracker = self._trackers.of(group)
+            if await self._trackers.say(tracker, batch) is None:
                 self._forget_told(tracker.name)
                 outbox.put_back(taken)  # for the next one, who may have all that came before
         if self._courses.full_outboxes():
@@ -354,7 +254,7 @@ class RelayGuide:
 
     async def _keep_announcing(self) -> None:
         while True:
-            self._tracker_gone.clear()
+            self._trackers.gone.clear()
             self._trackers.try_all_again()
             by_tracker = self._by_tracker() if self._discovery.peers() else {}
             # All at once: a silent one must not make the lease at the others run out.
@@ -363,12 +263,12 @@ class RelayGuide:
                 self._tell_soon()
             with contextlib.suppress(TimeoutError):
                 async with timeout(self._clock, ANNOUNCE_EVERY):
-                    await self._tracker_gone.wait()
+                    await self._trackers.gone.wait()
 
     def _by_tracker(self) -> dict[Peer, list[Course]]:
         found: dict[Peer, list[Course]] = {}
         for course in self._courses:
-            found.setdefault(self._tracker(course.group), []).append(course)
+            found.setdefault(self._trackers.of(course.group), []).append(course)
         return found
 
     async def _announce(self, tracker: Peer, courses: list[Course], asks: Sequence[Ask] = ()) -> Reply | None:
@@ -378,7 +278,7 @@ class RelayGuide:
             announce=[(course.span, course.has, place_as(course.place)) for course in new[:4096]],
             asks=list(asks),
         )
-        reply = await self._say(tracker, batch)
+        reply = await self._trackers.say(tracker, batch)
         if reply is None or reply.renewal is None:
             return reply
         if reply.renewal.unknown:
@@ -402,12 +302,6 @@ class RelayGuide:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _learn(book: Book, tracker: Peer, reply: Reply) -> None:
-    found = reply.digests[0]
-    book.upto, book.tracker = found.upto, tracker.name
-    book.learn(units_of(found.units))
 
 
 def _digests_of(fd: int, units: Sequence[Extent]) -> list[bytes]:

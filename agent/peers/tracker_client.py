@@ -3,7 +3,7 @@
 Agents before `CALL` was there refuse what they do not know, as all do. They are told by `OLD_CALL` what they
 know, and nothing of anybody's speed; they are tried again from time to time, since they are upgraded.
 Digests are followed: a tracker that is asked for them twenty times a second by each of fifteen members does
-little else. Where it cannot be followed it is asked from time to time (agent/peers/guide.py).
+little else. Where it cannot be followed it is asked from time to time (agent/peers/following.py).
 """
 
 from __future__ import annotations
