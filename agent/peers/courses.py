@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from agent.content import Extent, ObjectRef, chunk_count
 from agent.peers.messages import Reason, SpanId
 from agent.peers.relay import SPAN, Place
-from agent.peers.units import digests_name
+from agent.peers.units import UNIT, digests_name
 
 MOST_UNITS = 1 << 18  # digests that are kept: of 64 GiB, in about 40 MB
 UNITS_AT_ONCE = 8192  # digests in one batch: about 400 KB of JSON
@@ -56,7 +56,12 @@ class Book:
     tracker: str = ""  # whose `upto` that is
     waiting: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    polling: asyncio.Task[None] | None = None
+    wanted: float = 0.0  # monotonic, when more of them were last wanted
+    learning: asyncio.Task[None] | None = None
+
+    def knows(self, extent: Extent) -> bool:
+        """Whether the digests of all units of an extent are known."""
+        return all(unit in self.units for unit in range(extent.offset // UNIT, -(-extent.end // UNIT)))
 
     def learn(self, units: dict[int, bytes]) -> None:
         """Know more digests, and wake who waits."""

@@ -14,7 +14,7 @@ from agent.peers.wire import Batch, Reply, units_of
 
 AGAIN_AFTER = 0.05  # seconds, doubled each time that a tracker is asked for digests and does not answer
 AGAIN_MOST = 2.0
-FOLLOW_ON = 2.0  # seconds that digests are followed though nobody waits for one
+FOLLOW_ON = 2.0  # seconds that digests are followed after they were last wanted
 LOOK_EVERY = 0.5  # seconds between two looks at who is the tracker now, by one who follows it
 
 
@@ -35,12 +35,20 @@ class Following:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def want(self, key: str, book: Book) -> None:
+        """Have what the tracker knows and learns, from now on for some time."""
+        book.wanted = self._clock.monotonic()
+        if book.learning is None:
+            book.learning = task = asyncio.create_task(self._learn(key, book))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
     async def digest(self, key: str, book: Book, unit: int) -> bytes:
         """The digest of a unit, once it is known."""
         book.waiting += 1
         try:
             while unit not in book.units:
-                self._begin(key, book)
+                self.want(key, book)
                 await book.changed.wait()
         finally:
             book.waiting -= 1
@@ -57,46 +65,50 @@ class Following:
         book.upto, book.tracker = found.upto, tracker.name
         book.learn(units_of(found.units))
 
-    def _begin(self, key: str, book: Book) -> None:
-        if book.polling is None:
-            book.polling = task = asyncio.create_task(self._poll(key, book))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _poll(self, key: str, book: Book) -> None:
-        """Ask for digests once, and follow what the tracker learns for as long as somebody waits for some.
+    async def _learn(self, key: str, book: Book) -> None:
+        """Follow what the tracker learns for as long as that is wanted. One that cannot be followed is asked
+        once, and again and again while somebody waits.
 
         Where a tracker does not answer the next one is asked soon: what has arrived waits for its digests.
         """
-        pace = AGAIN_AFTER
+        silent = AGAIN_AFTER
         try:
             while True:
                 tracker = self._trackers.of(book.group)
-                reply = await self._trackers.say(tracker, self.question(key, book, tracker))
-                if reply is None:
-                    pace = min(2 * pace, AGAIN_MOST)
-                else:
-                    pace, waiting = reply.digests[0].pace, book.waiting
-                    self.learn(book, tracker, reply)
-                    if waiting:
-                        await self._follow(tracker, key, book)
-                await self._clock.sleep(pace)
-                if not book.waiting:
+                pace: float | None = AGAIN_AFTER
+                if not await self._follow(tracker, key, book):
+                    pace = await self._ask(tracker, key, book)
+                silent = AGAIN_AFTER if pace else min(2 * silent, AGAIN_MOST)
+                wanted = book.wanted
+                await self._clock.sleep(pace or silent)
+                if not book.waiting and book.wanted == wanted:
                     return
         finally:
-            book.polling = None
+            book.learning = None
 
-    async def _follow(self, tracker: Peer, key: str, book: Book) -> None:
-        """Learn what the tracker learns, until nobody has waited for some time or another is the tracker."""
-        waited = look = self._clock.monotonic()
+    async def _follow(self, tracker: Peer, key: str, book: Book) -> bool:
+        """Learn what the tracker learns, until nothing was wanted for some time or another is the tracker.
+
+        Whether it said anything."""
+        heard, look = False, self._clock.monotonic()
         async with aclosing(self._trackers.follow(tracker, self.question(key, book, tracker))) as replies:
             async for reply in replies:
-                now = self._clock.monotonic()
-                waited = now if book.waiting else waited
+                heard, now = True, self._clock.monotonic()
                 self.learn(book, tracker, reply)
-                if now - waited >= FOLLOW_ON:
-                    return
+                if not book.waiting and now - book.wanted >= FOLLOW_ON:
+                    break
                 if now >= look:
                     look = now + LOOK_EVERY
                     if self._trackers.of(book.group).name != tracker.name:
-                        return
+                        break
+        return heard
+
+    async def _ask(self, tracker: Peer, key: str, book: Book) -> float | None:
+        """Ask once; in how many seconds to ask again, None where the tracker does not answer."""
+        if not self._trackers.answers(tracker):
+            return None  # it was not followed because it is silent
+        reply = await self._trackers.say(tracker, self.question(key, book, tracker))
+        if reply is None:
+            return None
+        self.learn(book, tracker, reply)
+        return reply.digests[0].pace

@@ -98,8 +98,12 @@ class RelayGuide:
                     async with timeout(self._clock, ASK_WITHIN):
                         await asyncio.wait([asking])
                 except TimeoutError:
-                    return self._usable(course, chunk) or None
-        return self._usable(course, chunk)
+                    if not self._usable(course, chunk):
+                        return None
+        parents = self._usable(course, chunk)
+        if parents and not book.knows(extent):
+            self._following.want(ref.key, book)  # now: bytes that come before their digests wait
+        return parents
 
     def _usable(self, course: Course, chunk: int) -> list[Peer]:
         names = course.routes[chunk] if chunk < len(course.routes) else ()

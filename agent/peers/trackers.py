@@ -59,6 +59,10 @@ class Trackers:
         assert found is not None
         return found
 
+    def answers(self, tracker: Peer) -> bool:
+        """Whether a tracker is not left out."""
+        return tracker.name == self._own.name or self._liveness.usable(tracker.name)
+
     def try_all_again(self) -> None:
         """Some of another version may have been upgraded."""
         self._client.try_all_again()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
 from agent.peers.units import digests_name
-from agent.peers.wire import CALL, Batch, Reply, answer_as, digests_as, parse_batch, renewal_as
+from agent.peers.wire import CALL, FOLLOW, Batch, Reply, answer_as, digests_as, parse_batch, renewal_as
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import CHUNK, Serve, secret_file
 from tests.fakes.discovery import MemoryDiscovery
@@ -235,6 +235,37 @@ async def test_digests_that_the_tracker_knows_are_here_before_bytes_wait_for_the
     member.tracking.answer(other.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=made))
     assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
     assert member.guide.known(ref, 4) == b"4" * 16
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("followed", [True, False])
+async def test_digests_are_asked_for_with_the_parents_and_not_when_bytes_wait_for_them(
+    member: Member, serve: Serve, followed: bool
+) -> None:
+    tracking = Tracking(Tracker(SystemClock()), SystemClock())
+    heard: asyncio.Queue[Batch] = asyncio.Queue()
+
+    async def call(sender: str, body: bytes) -> bytes:
+        if (batch := parse_batch(body)).digests and not batch.asks:
+            heard.put_nowait(batch)
+        return await tracking.call(sender, body)
+
+    async def follow(sender: str, body: bytes) -> AsyncGenerator[bytes, None]:
+        heard.put_nowait(parse_batch(body))
+        async with aclosing(tracking.call_follow(sender, body)) as lines:
+            async for line in lines:
+                yield line
+
+    served = await serve(calls={CALL: call}, streams={FOLLOW: follow} if followed else {})
+    tracker, other = Peer(served.address, served.address), Peer("127.0.0.1:2", "127.0.0.1:2")
+    ref = next(one for one in objects() if _tracker(one, tracker, OWN, other) == tracker)
+    book = digests_name(ref.key)
+    tracking.answer(other.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)]))
+    member.discovery.set([tracker, other])
+    assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
+    assert (await asyncio.wait_for(heard.get(), 10)).digests == [(book, 0)]
+    tracking.answer(other.name, Batch(announce=[], made=[(book, [(1, (b"1" * 16).hex())])]))
+    assert await asyncio.wait_for(member.guide.digest(ref, 1), 10) == b"1" * 16
 
 
 async def test_digests_of_agents_of_another_version_are_not_known_here_and_ours_not_there(
