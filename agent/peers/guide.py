@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 ASK_WITHIN = 0.25  # seconds that a reader waits for its routes: gathering takes 0.03 of them
 ASKS = 8  # times that a place is asked for in a row
-TELL_AFTER = 0.04  # seconds in which what there is to tell gathers
+TELL_EVERY = 0.04  # seconds at least between two times that trackers are told what there is
+AT_ONCE = 0.002  # seconds in which what comes together gathers all the same
 DONE_AFTER = 0.5  # and chunks that are here, where there is nothing else to tell: nobody waits for that
 ANNOUNCE_EVERY = 2.0  # seconds; a third of the tracker's lease
 
@@ -63,6 +64,7 @@ class RelayGuide:
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
         self._tell_at = float("inf")
+        self._told_at = float("-inf")
         self._telling: Timer | None = None
         self._closing = False
 
@@ -223,8 +225,11 @@ class RelayGuide:
             if waited_for is not None:
                 self._begin_to_ask(waited_for)
 
-    def _tell_soon(self, within: float = TELL_AFTER) -> None:
-        at = self._clock.monotonic() + within
+    def _tell_soon(self, within: float | None = None) -> None:
+        """Tell within so many seconds, or at once where that was not done for `TELL_EVERY` seconds."""
+        now = self._clock.monotonic()
+        within = max(AT_ONCE, self._told_at + TELL_EVERY - now) if within is None else within
+        at = now + within
         if at >= self._tell_at or self._closing:
             return
         if self._telling is not None:
@@ -233,6 +238,7 @@ class RelayGuide:
 
     def _begin_to_tell(self) -> None:
         self._tell_at, self._telling = float("inf"), None
+        self._told_at = self._clock.monotonic()
         self._spawn(self._tell())
 
     async def _tell(self) -> None:

@@ -268,6 +268,30 @@ async def test_digests_are_asked_for_with_the_parents_and_not_when_bytes_wait_fo
     assert await asyncio.wait_for(member.guide.digest(ref, 1), 10) == b"1" * 16
 
 
+async def test_what_is_new_after_a_while_is_told_at_once_and_what_follows_gathers(
+    member: Member, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guide_module, "TELL_EVERY", 3600.0)
+    heard: asyncio.Queue[list[int]] = asyncio.Queue()
+    tracking = Tracking(Tracker(SystemClock()), SystemClock())
+
+    async def call(sender: str, body: bytes) -> bytes:
+        for _, units in parse_batch(body).made:
+            heard.put_nowait([unit for unit, _ in units])
+        return await tracking.call(sender, body)
+
+    served = await serve(calls={CALL: call})
+    tracker = Peer(served.address, served.address)
+    member.discovery.set([tracker])
+    ref = tracked_by(tracker, OWN)
+    member.guide.made(ref, 0, b"0" * 16)
+    assert await asyncio.wait_for(heard.get(), 10) == [0]
+    for unit in (1, 2):
+        member.guide.made(ref, unit, bytes(16))
+    member.guide.brought(ref, FIRST, None)  # chunks are told within half a second, and all else with them
+    assert await asyncio.wait_for(heard.get(), 10) == [1, 2]
+
+
 async def test_digests_of_agents_of_another_version_are_not_known_here_and_ours_not_there(
     member: Member,
 ) -> None:
