@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 from bench.child import run_program
 from bench.cold import cold_subjects
 from bench.figures import SPEED, Goal, Reading
-from bench.options import Options
-from bench.site import Site
-from bench.workload import Subjects, Workload
+from bench.workload import Workload
 
 
 def read_mapped(path: Path, _: int) -> Reading:
@@ -19,16 +16,11 @@ def read_mapped(path: Path, _: int) -> Reading:
     return run_program("bench.readers", {"way": "mapped", "path": str(path)})
 
 
-@contextlib.contextmanager
-def _open(site: Site, options: Options) -> Iterator[Subjects]:
-    yield cold_subjects(site, options, read_mapped)
-
-
 WORKLOAD = Workload(
     name="cold-mapped",
     title="cold read, mmap",
     unit=SPEED,
     limit="raw download",
-    open=_open,
+    open=functools.partial(cold_subjects, read=read_mapped),
     goal=Goal(0.70),
 )
