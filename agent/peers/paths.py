@@ -8,6 +8,8 @@ nobody waits for stays, since every byte that leaves the origin once more is pai
 
 from __future__ import annotations
 
+from collections import Counter
+
 from agent.clock import Clock
 from agent.errors import HeadraceError
 from agent.peers.exchange_client import PeerSilent
@@ -17,6 +19,9 @@ SILENT_WITHIN = 3.0  # seconds in which a peer sends something, on any stream: i
 LOOK_EVERY = 1.0  # seconds between two looks at a stream
 LOOK_FOR_READER = 0.5
 JUDGED_AFTER = 1.0  # seconds on a path until it is compared with the origin
+# And while this agent itself fetches from that origin: its link is shared by its own doing then. In some runs
+# a reader left its path for that, and brought 2 % of the file from the origin once more.
+JUDGED_BUSY = 4.0
 WORTH = 2.0  # times that the origin has to be quicker
 KEPT_OFF = 10.0  # seconds that readers do not ask a peer whose path they have left
 NEWEST = 0.25  # share of the newest fetch in what is known of an origin
@@ -26,13 +31,14 @@ class PathSlower(HeadraceError):
     """The origin would be quicker than the peer: nobody's fault."""
 
 
-def leaves(seconds: float, rate: float, left: int, anew: int, origin: float | None) -> bool:
+def leaves(seconds: float, idle: float, rate: float, left: int, anew: int, origin: float | None) -> bool:
     """Whether a reader that is on a path for so many seconds goes to the origin.
 
-    `rate` is the path's, `origin` the origin's where it is known (bytes a second); `left` bytes are missing
-    from the path, `anew` would be asked of the origin.
+    `idle`: seconds since this agent has fetched from that origin itself. `rate` is the path's, `origin` the
+    origin's where it is known (bytes a second); `left` bytes are missing from the path, `anew` would be asked
+    of the origin.
     """
-    if origin is None or seconds < JUDGED_AFTER:
+    if origin is None or (min(seconds, idle) < JUDGED_AFTER and seconds < JUDGED_BUSY):
         return False
     return left * origin > WORTH * anew * rate
 
@@ -61,6 +67,8 @@ class Paths:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.origins: dict[str, Speed] = {}
+        self._fetching: Counter[str] = Counter()  # by origin
+        self._fetched: dict[str, float] = {}  # and when the last fetch has ended
         self.sent: dict[str, float] = {}  # peer -> when bytes of it were last seen to have come
         self.brought: dict[str, float] = {}  # and when a unit
         self._left: dict[str, float] = {}  # and until when readers keep off
@@ -77,9 +85,21 @@ class Paths:
         """Whether a fetch tries this peer, as far as its speed goes."""
         return urgency is not Urgency.READER or self._left.get(peer, 0.0) <= self.now()
 
-    def origin_took(self, origin: str, count: int, seconds: float) -> None:
-        """A fetch from an origin has ended, well or not."""
+    def fetch_began(self, origin: str) -> None:
+        """A fetch from an origin begins; `fetch_ended` has to follow."""
+        self._fetching[origin] += 1
+
+    def fetch_ended(self, origin: str, count: int, seconds: float) -> None:
+        """It has brought so many bytes, well or not."""
+        self._fetching[origin] -= 1
+        self._fetched[origin] = self.now()
         self.origins.setdefault(origin, Speed()).took(count, seconds)
+
+    def idle(self, origin: str) -> float:
+        """Seconds since this agent has fetched from an origin."""
+        if self._fetching[origin]:
+            return 0.0
+        return self.now() - self._fetched.get(origin, float("-inf"))
 
 
 class Path:
@@ -123,7 +143,8 @@ class Path:
         if self._for_reader:
             speed = self._paths.origins.get(self._origin, Speed()).rate
             left, anew = self._raw.end - self._raw_at, self._sink.end - self._sink_at
-            if leaves(now - self._began, self._rate, left, anew, speed):
+            idle = self._paths.idle(self._origin)
+            if leaves(now - self._began, idle, self._rate, left, anew, speed):
                 raise PathSlower(f"{name} sends {self._rate:.0f} bytes a second, the origin {speed:.0f}")
         if now - max(self._began, self._paths.brought.get(name, 0.0)) >= grace * within:
             raise TimeoutError(f"no unit within {within:g} s")

@@ -263,8 +263,9 @@ class PeerSource:
             loop.call_soon_threadsafe(self._guide.made, ref, unit, digest)
 
         making = MakingSink(sink, ref.size, made, self._rests.pop(key, None))
-        breadth = self._breadth(ref)
+        breadth, origin = self._breadth(ref), self.budget(ref).name
         breadth.began()
+        self._paths.fetch_began(origin)
         began = self._clock.monotonic()
         try:
             with self.intake.of(making):
@@ -273,7 +274,7 @@ class PeerSource:
             self._keep_rest(key, making)
             count, seconds = sink.position - wanted.offset, self._clock.monotonic() - began
             breadth.ended(count, seconds)
-            self._paths.origin_took(self.budget(ref).name, count, seconds)
+            self._paths.fetch_ended(origin, count, seconds)
         if not left:
             self._guide.brought(ref, wanted, None)
         return left

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from agent.peers.exchange_client import PeerSilent
 from agent.peers.paths import (
     JUDGED_AFTER,
+    JUDGED_BUSY,
     KEPT_OFF,
     SILENT_WITHIN,
     WORTH,
@@ -33,7 +34,7 @@ BYTES = st.integers(1, 1 << 28)
 def test_where_the_origin_was_not_measured_a_reader_stays(
     seconds: float, rate: float, left: int, anew: int
 ) -> None:
-    assert not leaves(seconds, rate, left, anew, None)
+    assert not leaves(seconds, seconds, rate, left, anew, None)
 
 
 @given(seconds=SECONDS, rate=RATES, left=BYTES, anew=BYTES, origin=st.floats(1, 1e9))
@@ -41,7 +42,7 @@ def test_a_reader_leaves_where_the_rest_would_take_twice_as_long_and_not_at_once
     seconds: float, rate: float, left: int, anew: int, origin: float
 ) -> None:
     left = min(left, anew)
-    found = leaves(seconds, rate, left, anew, origin)
+    found = leaves(seconds, seconds, rate, left, anew, origin)
     if seconds < JUDGED_AFTER or rate >= origin:
         assert not found
     elif not rate:
@@ -55,7 +56,19 @@ def test_a_reader_leaves_where_the_rest_would_take_twice_as_long_and_not_at_once
 def test_on_a_quicker_path_nobody_leaves_who_would_stay_on_a_slower_one(
     seconds: float, rate: float, more: float, left: int, origin: float
 ) -> None:
-    assert leaves(seconds, rate, left, left, origin) or not leaves(seconds, rate + more, left, left, origin)
+    slower = leaves(seconds, seconds, rate, left, left, origin)
+    assert slower or not leaves(seconds, seconds, rate + more, left, left, origin)
+
+
+@given(seconds=SECONDS, idle=SECONDS, more=SECONDS, rate=RATES, left=BYTES, origin=RATES)
+def test_who_fetches_from_the_origin_itself_leaves_later_than_who_does_not_and_not_never(
+    seconds: float, idle: float, more: float, rate: float, left: int, origin: float
+) -> None:
+    found = leaves(seconds, idle, rate, left, left, origin)
+    alone = leaves(seconds, seconds, rate, left, left, origin)
+    assert alone or not found
+    assert not found or leaves(seconds, idle + more, rate, left, left, origin)
+    assert found == alone or seconds < JUDGED_BUSY
 
 
 @given(fetches=st.lists(st.tuples(BYTES, st.floats(0.001, 100)), min_size=1, max_size=30))
@@ -89,7 +102,9 @@ class Stream:
         self.clock = ManualClock()
         self.paths = Paths(self.clock)
         if known:
-            self.paths.origin_took("s3", 10 << 20, 1.0)
+            self.paths.fetch_began("s3")
+            self.paths.fetch_ended("s3", 10 << 20, 1.0)
+            self.clock.advance(100.0)
         self._sink = MemorySink(0, CHUNK, urgency)
         self._path = Path(self.paths, "peer", "s3", self._sink, self._sink, urgency)
 
@@ -106,6 +121,25 @@ def test_a_reader_leaves_a_path_that_trickles_after_a_second() -> None:
     stream.bring(1000)
     with pytest.raises(PathSlower):
         stream.bring(1000)
+
+
+def test_a_reader_stays_while_the_agent_fetches_from_the_origin_itself_and_for_a_second_after_that() -> None:
+    stream = Stream(Urgency.READER)
+    stream.paths.fetch_began("s3")
+    for _ in range(4):
+        stream.bring(1000)
+    stream.paths.fetch_ended("s3", 10 << 20, 1.0)
+    stream.bring(1000)
+    with pytest.raises(PathSlower):
+        stream.bring(1000)
+
+
+def test_a_reader_does_not_stay_for_ever_though_the_agent_fetches_from_the_origin_all_the_time() -> None:
+    stream = Stream(Urgency.READER)
+    stream.paths.fetch_began("s3")
+    with pytest.raises(PathSlower):
+        for _ in range(int(JUDGED_BUSY / 0.5)):
+            stream.bring(1000)
 
 
 @pytest.mark.parametrize("urgency", [Urgency.PEER, Urgency.PREFETCH, Urgency.PRELOAD])
