@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 
 from agent.clock import Clock
 from agent.peers.courses import Book
 from agent.peers.member import Peer
+from agent.peers.tasks import Tasks
 from agent.peers.trackers import Trackers
 from agent.peers.units import digests_name
 from agent.peers.wire import Batch, Reply, units_of
 
 AGAIN_AFTER = 0.05  # seconds, doubled each time that a tracker is asked for digests and does not answer
-AGAIN_MOST = 2.0
+AGAIN_MOST = 2.0  # and no more than that
 FOLLOW_ON = 2.0  # seconds that digests are followed after they were last wanted
 LOOK_EVERY = 0.5  # seconds between two looks at who is the tracker now, by one who follows it
 
@@ -26,22 +26,17 @@ class Following:
         self._trackers = trackers
         self._zone = zone
         self._clock = clock
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def close(self) -> None:
         """Follow nobody any more."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.close()
 
     def want(self, key: str, book: Book) -> None:
         """Have what the tracker knows and learns, from now on for some time."""
         book.wanted = self._clock.monotonic()
         if book.learning is None:
-            book.learning = task = asyncio.create_task(self._learn(key, book))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            book.learning = self._tasks.spawn(self._learn(key, book))
 
     async def digest(self, key: str, book: Book, unit: int) -> bytes:
         """The digest of a unit, once it is known."""

@@ -12,8 +12,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from agent.cache.objects import CachedObject
 from agent.clock import Clock, Timer, timeout
@@ -26,6 +25,7 @@ from agent.peers.following import Following
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
+from agent.peers.tasks import Tasks
 from agent.peers.trackers import Trackers
 from agent.peers.tracking import Tracking
 from agent.peers.units import UNIT, unit_digest, unit_end
@@ -62,7 +62,7 @@ class RelayGuide:
         self._following = Following(self._trackers, own.zone, clock)
         self._courses = courses
         self._clock = clock
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._tell_at = float("inf")
         self._told_at = float("-inf")
         self._telling: Timer | None = None
@@ -70,17 +70,14 @@ class RelayGuide:
 
     def start(self) -> None:
         """Begin to announce."""
-        self._spawn(self._keep_announcing())
+        self._tasks.spawn(self._keep_announcing())
 
     async def close(self) -> None:
         """End all that goes on."""
         self._closing = True
         if self._telling is not None:
             self._telling.cancel()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.close()
         await self._following.close()
 
     def takes_part(self, ref: ObjectRef) -> bool:
@@ -176,7 +173,7 @@ class RelayGuide:
 
     def _begin_to_ask(self, course: Course) -> asyncio.Task[None]:
         if course.asking is None:
-            course.asking = self._spawn(self._ask(course))
+            course.asking = self._tasks.spawn(self._ask(course))
         return course.asking
 
     async def _ask(self, course: Course) -> None:
@@ -239,7 +236,7 @@ class RelayGuide:
     def _begin_to_tell(self) -> None:
         self._tell_at, self._telling = float("inf"), None
         self._told_at = self._clock.monotonic()
-        self._spawn(self._tell())
+        self._tasks.spawn(self._tell())
 
     async def _tell(self) -> None:
         for group, outbox in self._courses.full_outboxes():
@@ -306,12 +303,6 @@ class RelayGuide:
                 made = self._courses.outbox(book.group).made
                 made.update(((key, unit), digest) for unit, digest in book.units.items())
                 self._tell_soon()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
 
 def _digests_of(fd: int, units: Sequence[Extent]) -> list[bytes]:

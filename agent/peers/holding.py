@@ -19,6 +19,7 @@ from agent.peers.discovery import Discovery
 from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
+from agent.peers.tasks import Tasks
 
 CALL = "hold"
 LOT = 0.002  # seconds by lot for each agent: of 100 some five tell all
@@ -59,14 +60,11 @@ class Holding:
         self._clock = clock
         self._rng = rng
         self._told: dict[str, float] = {}  # origin -> when somebody told of it last
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def close(self) -> None:
         """Tell nobody any more."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.close()
 
     async def call(self, sender: str, body: bytes) -> bytes:
         """A `Call` of the exchange. Raises BadRequest."""
@@ -82,9 +80,7 @@ class Holding:
 
     def tell(self, origin: str, seconds: float) -> None:
         """An origin asked this agent to wait: let the others know, unless one of them says so first."""
-        task = asyncio.create_task(self._tell(origin, seconds))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._tell(origin, seconds))
 
     async def _tell(self, origin: str, seconds: float) -> None:
         peers = [peer for peer in self._discovery.peers() if self._liveness.usable(peer.name)]

@@ -30,6 +30,7 @@ from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.placement import owners_of
 from agent.peers.small import CALL, SMALL, Frame, State, batch_of, parse_answer, request_of
+from agent.peers.tasks import Tasks
 from agent.rate import Rate
 
 log = logging.getLogger(__name__)
@@ -100,14 +101,11 @@ class SmallObjects:
         self._owned: Counter[str] = Counter()
         self._ranks: dict[str, list[Peer]] = {}
         self._ranked_of: tuple[Peer, ...] = ()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def close(self) -> None:
         """End all requests; what waits is told to go to the origin."""
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._tasks.close()
 
     def takes(self, ref: ObjectRef) -> bool:
         """Whether an object comes from an owner: not one of a node's own files, which others do not have."""
@@ -211,9 +209,7 @@ class SmallObjects:
             count = batch_of([wish.ref for wish in queue.waiting])
             batch, queue.waiting = queue.waiting[:count], queue.waiting[count:]
             queue.requests += 1
-            task = asyncio.create_task(self._ask(queue, batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.spawn(self._ask(queue, batch))
 
     async def _ask(self, queue: _Queue, batch: list[_Wish]) -> None:
         again: list[_Wish] = []
