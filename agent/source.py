@@ -28,20 +28,24 @@ class Urgency(enum.IntEnum):
         return self <= Urgency.PEER
 
 
-class Sink(Protocol):
+class Progress(Protocol):
+    """How far the bytes of one chunk have come."""
+
+    @property
+    def position(self) -> int:
+        """Offset in the object of the next byte; a retry goes on from here."""
+
+    @property
+    def end(self) -> int:
+        """Offset in the object behind the chunk's last byte."""
+
+
+class Sink(Progress, Protocol):
     """Where the bytes of one chunk go, in order; called from any one thread at a time."""
 
     @property
     def urgency(self) -> Urgency:
         """Who wants the chunk, by now: it may become more urgent while it is fetched."""
-
-    @property
-    def position(self) -> int:
-        """Offset in the object of the next byte to write; a retry goes on from here."""
-
-    @property
-    def end(self) -> int:
-        """Offset in the object behind the chunk's last byte."""
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes, all of them. Raises StoreError; ValueError where they go past `end`."""

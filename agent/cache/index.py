@@ -239,6 +239,13 @@ class Index:
             query = "SELECT chunk, xxh3 FROM chunks WHERE object = ? ORDER BY chunk"
             return self._db.execute(query, (row,)).fetchall()
 
+    def checksum(self, row: int, chunk: int) -> bytes | None:
+        """The xxh3-128 of one chunk of the object with this row id; None where it is not recorded."""
+        with self._errors():
+            query = "SELECT xxh3 FROM chunks WHERE object = ? AND chunk = ?"
+            found = self._db.execute(query, (row, chunk)).fetchone()
+            return None if found is None else bytes(found[0])
+
     def known(self, keys: Iterable[str]) -> set[str]:
         """Those of the keys that have a row."""
         with self._errors():

@@ -212,6 +212,11 @@ class Store(Departures):
         cached.publish(chunk)
         cached.arrived(chunk)
 
+    async def checksum(self, cached: CachedObject, chunk: int) -> bytes | None:
+        """The xxh3-128 that a chunk was recorded with; None where it is not. Raises StoreFailed."""
+        index = self._directory(cached).index
+        return await self._blocking(index.checksum, cached.row, chunk)
+
     def failed(self, cached: CachedObject, error: StoreError) -> None:
         """A write of an object's bytes or of its record has failed."""
         found = self.found(cached.ref.key)

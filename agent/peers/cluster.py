@@ -18,6 +18,7 @@ from agent.content import Extent
 from agent.metrics import Metrics
 from agent.peers import holding, small
 from agent.peers.courses import Courses
+from agent.peers.digests import UnitDigests
 from agent.peers.discovery import NamedPeers, system_resolver
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.exchange_server import Exchange
@@ -37,7 +38,7 @@ from agent.peers.swarming import Members, Swarming
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
-from agent.peers.wire import CALL, FOLLOW, OLD_CALL
+from agent.peers.wire import AGAIN, CALL
 from agent.rate import Rate
 from agent.source import Urgency
 from agent.transfer.engine import Engine
@@ -95,8 +96,17 @@ class Cluster:
         self._upload = Rate(clock, upload) if upload else None
         limit = Rate(clock, download) if download else None
         self._small = SmallObjects(own, self._discovery, liveness, client, clock, metrics, limit)
+        self._digests = UnitDigests()
         self.source = PeerSource(
-            origins, self._guide, client, liveness, clock, metrics, small=self._small, limit=limit
+            origins,
+            self._guide,
+            client,
+            liveness,
+            self._digests,
+            clock,
+            metrics,
+            small=self._small,
+            limit=limit,
         )
         self._holding: Holding | None = None
         self._client = client
@@ -124,7 +134,7 @@ class Cluster:
         store, clock, metrics, limit = self._store, self._clock, self._metrics, self._upload
         ownership = Ownership(store, filler, self._small, clock, metrics, limit)
         filler.foresee = self._small.foresee
-        calls = {CALL: self._tracking.call, OLD_CALL: self._tracking.call_old}
+        calls = {CALL: self._tracking.call, AGAIN: self._guide.called_again}
         calls |= {small.CALL: ownership.call, small.OLD_CALL: small.answer_old}
         if self._holding is not None:
             calls[holding.CALL] = self._holding.call
@@ -133,8 +143,7 @@ class Cluster:
             calls[SWARM_CALL] = self.swarming.call
         helper = _Helping(filler, self._guide)
         binary = frozenset({small.CALL, small.OLD_CALL})
-        streams = {FOLLOW: self._tracking.call_follow}
-        exchange = Exchange(store, self._tokens, clock, metrics, calls, helper, limit, binary, streams)
+        exchange = Exchange(store, self._tokens, clock, metrics, calls, self._digests, helper, limit, binary)
         await exchange.start(self._config.address)
         self._stack.push_async_callback(exchange.close)
         self._discovery.start()
@@ -206,6 +215,3 @@ class _Helping:
 
     def disown(self, owner: object) -> None:
         self._filler.disown(owner)
-
-    async def vouch(self, cached: CachedObject, extent: Extent) -> None:
-        await self._guide.vouch(cached, extent)

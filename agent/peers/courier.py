@@ -20,6 +20,7 @@ from agent.clock import Clock
 from agent.content import Extent
 from agent.errors import HeadraceError
 from agent.peers.turns import Arrival, Stream, available, beside, chosen, landing_of, receiver_is_busy
+from agent.peers.units import UNIT, unit_end
 
 SLICE = 1 << 20  # bytes sent in one turn
 SENT_WITHIN = 10.0  # seconds for a slice: whoever reads more slowly than 100 KiB a second is cut off
@@ -31,6 +32,7 @@ class NotHere(HeadraceError):
     """The bytes are not in the store, and do not arrive."""
 
 
+DigestOf = Callable[[CachedObject, int], bytes]  # of a unit whose bytes may be read; raises OSError
 # Called with the count of bytes that were sent, and whether a reader waits; when that is done more may go.
 Pay = Callable[[int, bool], Future[None]]
 
@@ -38,14 +40,18 @@ Pay = Callable[[int, bool], Future[None]]
 class Courier:
     """The streams to one peer. `add` and `give_up` are the loop's; `run` is a thread's."""
 
-    def __init__(self, clock: Clock, pay: Pay | None = None) -> None:
+    def __init__(self, clock: Clock, digest: DigestOf, pay: Pay | None = None) -> None:
         self._clock = clock
+        self._digest = digest
         self._pay = pay
         self._changed = threading.Condition()
         self._streams: list[Stream] = []
         self._current: Stream | None = None
         self._beside: Stream | None = None
         self._running = False
+        self._waiting = False  # the thread waits for streams, and may lend its turn
+        self._lent = False
+        self._news = 0  # times that there was something new to send
         self._woken: int | None = None  # an eventfd, while the thread waits for sockets
         self._looked = clock.monotonic()
 
@@ -80,13 +86,16 @@ class Courier:
     def run(self) -> None:
         """Send until there are no streams any more."""
         while (stream := self._next()) is not None:
-            try:
-                over = self._send_slice(stream, self._send)
-            except Exception as error:  # noqa: BLE001 - it is the stream's, and no other one's
-                self._end(stream, error)
-            else:
-                if over:
-                    self._end(stream, None)
+            self._turn(stream, self._send)
+
+    def _turn(self, stream: Stream, send: Callable[[Stream, int], None]) -> None:
+        try:
+            over = self._send_slice(stream, send)
+        except Exception as error:  # noqa: BLE001 - it is the stream's, and no other one's
+            self._end(stream, error)
+        else:
+            if over:
+                self._end(stream, None)
 
     def _next(self) -> Stream | None:
         while True:
@@ -95,14 +104,17 @@ class Courier:
                 self._looked = now
                 self._look(now)
             with self._changed:
-                self._current = chosen(self._streams, now)
-                if self._current is not None:
-                    return self._current
-                if not self._streams:
-                    self._running = False
-                    return None
+                if not self._lent:
+                    self._current = chosen(self._streams, now)
+                    if self._current is not None:
+                        return self._current
+                    if not self._streams:
+                        self._running = False
+                        return None
+                self._waiting = True
                 if not self._changed.wait(LOOK_EVERY):
                     self._looked = 0.0
+                self._waiting = False
 
     def _look(self, now: float) -> None:
         """See to the streams whose landing has ended, or been silent for too long, or that were blocked."""
@@ -127,9 +139,11 @@ class Courier:
         """Send what there is, one slice at most; True where nothing more is to be sent."""
         cached, start, end = stream.cached, stream.position, stream.extent.end
         until = min(available(cached, start, end), start + SLICE)
-        if until <= start:
+        if until <= start and not stream.digest:
             return not self._await_bytes(stream)
-        extent = Extent(start, until - start)
+        # All of a unit: where it came without a digest, that is made of it now.
+        first = (start - bool(stream.digest)) // UNIT * UNIT
+        extent = Extent(first, until - first)
         stream.blocked = False
         if not cached.begin_read(extent):
             return False  # gone, or between its landing and its publication: the next look tells
@@ -141,32 +155,40 @@ class Courier:
         stream.since = self._clock.monotonic()
         if self._pay is not None and stream.position > start:
             self._wait_to_pay(self._pay, stream.position - start, stream)
-        return stream.position == end
+        if stream.over:
+            return True
+        if stream.digest or stream.position < until or until == start + SLICE:
+            return False
+        return not self._await_bytes(stream)
 
     def _send(self, stream: Stream, until: int) -> None:
         """Send up to `until`, or mark the stream as blocked where another one could use the time."""
         if stream.due is None:
             stream.due = self._clock.monotonic() + SENT_WITHIN
-        while stream.position < until:
+        while stream.position < until or stream.digest:
             if stream.given_up or stream.gone():
                 raise ConnectionResetError("the peer has gone")
             try:
-                _send_at_once(stream, until)
+                self._send_at_once(stream, until)
             except BlockingIOError:
                 if self._clock.monotonic() >= stream.due:
                     raise TimeoutError("the peer does not take its bytes") from None
+                news = self._news
                 full = self._send_beside(stream)
-                if not self._writable([stream, *full]) and self._others_could(stream):
+                if not self._writable([stream, *full], news) and self._others_could(stream):
                     stream.blocked = True
                     return
         stream.due = None
 
-    def _writable(self, streams: Sequence[Stream]) -> bool:
-        """Wait until a socket takes more, or there is something new to send; False where nothing comes."""
+    def _writable(self, streams: Sequence[Stream], news: int) -> bool:
+        """Wait until a socket takes more, or there is more new to send than `news`; False where nothing
+        comes."""
         poll, woken = select.poll(), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         poll.register(woken, select.POLLIN)
         try:
             with self._changed:
+                if self._news != news:
+                    return True
                 for stream in streams:
                     if stream in self._streams:
                         poll.register(stream.connection, select.POLLOUT)
@@ -179,6 +201,7 @@ class Courier:
 
     def _wake(self) -> None:
         """Have the thread look at what there is; with the lock held."""
+        self._news += 1
         self._changed.notify()
         if self._woken is not None:
             os.eventfd_write(self._woken, 1)
@@ -219,9 +242,34 @@ class Courier:
         stream.full, before = False, -1
         while stream.ready and not stream.full and stream.position > before:
             before = stream.position
-            if self._send_slice(stream, _send_what_fits):
+            if self._send_slice(stream, self._send_what_fits):
                 return True
         return False
+
+    def _send_what_fits(self, stream: Stream, until: int) -> None:
+        try:
+            while stream.position < until or stream.digest:
+                self._send_at_once(stream, until)
+        except BlockingIOError:
+            stream.full = True
+
+    def _send_at_once(self, stream: Stream, until: int) -> None:
+        """Send as much of a unit and its digest as the socket takes.
+
+        Raises BlockingIOError where that is nothing, OSError and NotHere."""
+        cached = stream.cached
+        if not stream.digest:
+            end = unit_end(stream.position, cached.ref.size)
+            length = min(until, end) - stream.position
+            count = os.sendfile(stream.connection.fileno(), cached.fd, stream.position, length)
+            if not count:
+                raise NotHere("the file is shorter than its object")
+            stream.position += count
+            if stream.position < end:
+                return
+            stream.digest = self._digest(cached, (end - 1) // UNIT)
+        more = socket.MSG_MORE if stream.position < until else 0
+        stream.digest = stream.digest[stream.connection.send(stream.digest, more) :]
 
     def _others_could(self, stream: Stream) -> bool:
         with self._changed:
@@ -258,10 +306,20 @@ class Courier:
         return True
 
     def _arrived(self, stream: Stream) -> None:
+        """Bytes have come: the receiving thread sends them where the courier's own would only be woken."""
         with self._changed:
             stream.since = self._clock.monotonic()
             stream.ready = True
-            self._wake()
+            lent = self._waiting and not self._lent and self._pay is None
+            if not lent or chosen(self._streams, stream.since) is not stream:
+                self._wake()
+                return
+            self._lent, self._current, stream.full = True, stream, False
+        self._turn(stream, self._send_what_fits)
+        with self._changed:
+            self._lent, self._current = False, None
+            if not self._streams or any(one.ready for one in self._streams):
+                self._wake()
 
     def _stop_waiting(self, stream: Stream) -> None:
         if stream.landing is not None and stream.arrival is not None:
@@ -277,23 +335,6 @@ class Courier:
             stream.connection.close()
         self._stop_waiting(stream)
         stream.ended(error)
-
-
-def _send_at_once(stream: Stream, until: int) -> None:
-    """Send as much as the socket takes. Raises BlockingIOError where that is nothing, OSError and NotHere."""
-    length = until - stream.position
-    count = os.sendfile(stream.connection.fileno(), stream.cached.fd, stream.position, length)
-    if not count:
-        raise NotHere("the file is shorter than its object")
-    stream.position += count
-
-
-def _send_what_fits(stream: Stream, until: int) -> None:
-    try:
-        while stream.position < until:
-            _send_at_once(stream, until)
-    except BlockingIOError:
-        stream.full = True
 
 
 def _ask_disk_ahead(cached: CachedObject, offset: int) -> None:

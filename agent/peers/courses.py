@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agent.content import Extent, ObjectRef, chunk_count
 from agent.peers.messages import Reason, SpanId
 from agent.peers.relay import SPAN, Place
-from agent.peers.units import UNIT, digests_name
 
-MOST_UNITS = 1 << 18  # digests that are kept: of 64 GiB, in about 40 MB
-UNITS_AT_ONCE = 8192  # digests in one batch: about 400 KB of JSON
+MOST_COURSES = 1 << 10  # spans that this agent takes part in, each with some 30 KB of routes
 
 
 @dataclass(eq=False, slots=True)
@@ -47,47 +46,20 @@ class Course:
 
 
 @dataclass(slots=True)
-class Book:
-    """The digests of one object's units, and who waits for more."""
-
-    group: str
-    units: dict[int, bytes] = field(default_factory=dict)
-    upto: int = 0
-    tracker: str = ""  # whose `upto` that is
-    waiting: int = 0
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    wanted: float = 0.0  # monotonic, when more of them were last wanted
-    learning: asyncio.Task[None] | None = None
-
-    def knows(self, extent: Extent) -> bool:
-        """Whether the digests of all units of an extent are known."""
-        return all(unit in self.units for unit in range(extent.offset // UNIT, -(-extent.end // UNIT)))
-
-    def learn(self, units: dict[int, bytes]) -> None:
-        """Know more digests, and wake who waits."""
-        if units:
-            self.units |= units
-            self.changed.set()
-            self.changed = asyncio.Event()
-
-
-@dataclass(slots=True)
 class Outbox:
     """What waits to be told to the tracker of one group."""
 
     done: dict[SpanId, int] = field(default_factory=dict)
     failed: list[tuple[SpanId, int, str, Reason]] = field(default_factory=list)
     released: list[SpanId] = field(default_factory=list)
-    made: dict[tuple[str, int], bytes] = field(default_factory=dict)
     speeds: bool = False  # every batch tells how fast this agent receives; this one is for that
 
     def __bool__(self) -> bool:
-        return bool(self.done or self.failed or self.made or self.released or self.speeds)
+        return bool(self.done or self.failed or self.released or self.speeds)
 
     def take(self) -> Outbox:
         """What goes in one batch; the rest stays."""
-        made = {unit: self.made.pop(unit) for unit in list(self.made)[:UNITS_AT_ONCE]}
-        taken = Outbox(self.done, self.failed[:1024], self.released[:4096], made)
+        taken = Outbox(self.done, self.failed[:1024], self.released[:4096])
         self.done, self.failed, self.released = {}, self.failed[1024:], self.released[4096:]
         self.speeds = False
         return taken
@@ -97,23 +69,15 @@ class Outbox:
         for span, bits in taken.done.items():
             self.done[span] = self.done.get(span, 0) | bits
         self.failed, self.released = taken.failed + self.failed, taken.released + self.released
-        self.made = taken.made | self.made
-
-    def digests(self) -> list[tuple[str, list[tuple[int, str]]]]:
-        """`made` as the wire has it."""
-        books: dict[str, list[tuple[int, str]]] = {}
-        for (key, unit), digest in self.made.items():
-            books.setdefault(digests_name(key), []).append((unit, digest.hex()))
-        return list(books.items())
 
 
 class Courses:
-    """All spans and digests of one agent."""
+    """All spans of one agent."""
 
     def __init__(self, chunk_size: int) -> None:
         self._chunk_size = chunk_size
         self._courses: dict[SpanId, Course] = {}
-        self._books: dict[str, Book] = {}
+        self._used: dict[str, None] = {}  # keys of objects, the one that was asked for last at the end
         self._outboxes: dict[str, Outbox] = {}
 
     def __iter__(self) -> Iterator[Course]:
@@ -133,44 +97,37 @@ class Courses:
             course = self._courses[span] = Course(span, group_of(ref), count)
         return course, chunk % SPAN
 
+    def use(self, ref: ObjectRef) -> None:
+        """Take part in the relay of an object."""
+        self._used.pop(ref.key, None)
+        self._used[ref.key] = None
+
     def takes_part(self, key: str) -> bool:
         """Whether this agent takes part in the relay of an object."""
-        return key in self._books
-
-    def book(self, ref: ObjectRef) -> Book:
-        """The digests of an object."""
-        book = self._books.pop(ref.key, None) or Book(group_of(ref))
-        self._books[ref.key] = book  # the last one used
-        return book
-
-    def known(self, key: str, unit: int) -> bytes | None:
-        """A digest that is known; called from any thread. It may miss one whose book is just moved."""
-        book = self.known_book(key)
-        return book.units.get(unit) if book is not None else None
-
-    def known_book(self, key: str) -> Book | None:
-        """The digests of an object in whose relay this agent takes part."""
-        return self._books.get(key)
+        return key in self._used
 
     def trim(self) -> bool:
-        """Forget what was not asked for longest, where there are too many digests; whether any was."""
-        count, forgotten = sum(len(book.units) for book in self._books.values()), set()
-        for key, book in list(self._books.items())[:-1]:
-            if count <= MOST_UNITS:
-                break
-            if not book.waiting:
-                count -= len(book.units)
-                forgotten.add(key)
-                del self._books[key]
+        """Forget the objects that were not asked for longest, where there are too many spans.
+
+        Whether any was."""
+        too_many, forgotten = len(self._courses) - MOST_COURSES, False
+        if too_many <= 0:
+            return False
+        by_key: defaultdict[str, list[Course]] = defaultdict(list)
         for course in self:
-            if course.span.key in forgotten and course.asking is None:
+            by_key[course.span.key].append(course)
+        for key in list(self._used)[:-1]:
+            if too_many <= 0:
+                break
+            if any(course.asking is not None for course in by_key[key]):
+                continue
+            del self._used[key]
+            for course in by_key[key]:
                 del self._courses[course.span]
                 self.outbox(course.group).released.append(course.span)
-        return bool(forgotten)
-
-    def books(self) -> list[tuple[str, Book]]:
-        """All digests, by the objects' keys."""
-        return list(self._books.items())
+            too_many -= len(by_key[key])
+            forgotten = True
+        return forgotten
 
     def outbox(self, group: str) -> Outbox:
         """What waits for the tracker of a group."""

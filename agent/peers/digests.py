@@ -1,47 +1,59 @@
-"""Digests of one object's units, as its heads reported them. Pure state.
+"""The digests of the units that are here or arrive, for whom this agent sends them to. Any thread.
 
-Where two members report different digests of one unit, the one with more reporters counts, and of two that
-have as many the first: a liar that was quick is overruled by two others who read the origin themselves.
+They are those that came with the bytes: made by the head that read them from the origin, checked on the way
+in, and sent on as they are. So a fault of this agent's disk or memory shows at whoever has the bytes from
+here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
 
-AT_ONCE = 8192  # digests in one answer: about 400 KB of JSON; an object of 64 GiB has 262,144
+from agent.content import Extent
+from agent.peers.units import DIGEST, UNIT
+
+BLOCK = 64  # units whose digests are kept together: 8 MiB
+MOST_BLOCKS = 1 << 15  # of 256 GiB, in about 40 MB; the first that came are forgotten
 
 
-class DigestBook:
-    """All digests of an object, in the order in which they became known."""
+@dataclass(eq=False, slots=True)
+class _Block:
+    digests: bytearray = field(default_factory=lambda: bytearray(BLOCK * DIGEST))
+    known: int = 0  # a bit for each unit
 
-    def __init__(self) -> None:
-        self._votes: dict[int, dict[bytes, set[str]]] = {}
-        self._log: list[int] = []  # units, as their digest became known or changed
 
-    def add(self, reporter: str, units: Mapping[int, bytes]) -> None:
-        """Take what a member reports. What it reported of a unit before does not count any more."""
-        for unit, digest in units.items():
-            votes = self._votes.setdefault(unit, {})
-            before = self.get(unit)
-            for other, reporters in votes.items():
-                if other != digest:
-                    reporters.discard(reporter)
-            votes.setdefault(digest, set()).add(reporter)
-            if self.get(unit) != before:
-                self._log.append(unit)
+class UnitDigests:
+    """Digests by an object's key and the number of the unit in it."""
 
-    def get(self, unit: int) -> bytes | None:
-        """The digest of a unit, or None where nobody reported one."""
-        votes = self._votes.get(unit, {})
-        return max(votes, key=lambda digest: len(votes[digest]), default=None)
+    def __init__(self, most_blocks: int = MOST_BLOCKS) -> None:
+        self._most = most_blocks
+        self._blocks: OrderedDict[tuple[str, int], _Block] = OrderedDict()
+        self._lock = threading.Lock()
 
-    def since(self, after: int) -> tuple[int, dict[int, bytes]]:
-        """The digests of the entries from number `after` on, `AT_ONCE` of them at most, and the number behind
-        the last.
+    def put(self, key: str, unit: int, digest: bytes) -> None:
+        """Know the digest of a unit; another one than before replaces it."""
+        number, at = divmod(unit, BLOCK)
+        with self._lock:
+            block = self._blocks.get((key, number))
+            if block is None:
+                block = self._blocks[key, number] = _Block()
+                if len(self._blocks) > self._most:
+                    self._blocks.popitem(last=False)
+            block.digests[at * DIGEST : (at + 1) * DIGEST] = digest
+            block.known |= 1 << at
 
-        A number that is larger than there are entries is another tracker's: everything is given again.
-        """
-        start = after if 0 <= after <= len(self._log) else 0
-        entries = self._log[start : start + AT_ONCE]
-        known = ((unit, self.get(unit)) for unit in entries)
-        return start + len(entries), {unit: digest for unit, digest in known if digest is not None}
+    def get(self, key: str, unit: int) -> bytes | None:
+        """The digest of a unit; None where it is not known."""
+        number, at = divmod(unit, BLOCK)
+        with self._lock:
+            block = self._blocks.get((key, number))
+            if block is None or not block.known >> at & 1:
+                return None
+            return bytes(block.digests[at * DIGEST : (at + 1) * DIGEST])
+
+    def knows(self, key: str, extent: Extent) -> bool:
+        """Whether the digests of all units of an extent are known."""
+        units = range(extent.offset // UNIT, -(-extent.end // UNIT))
+        return all(self.get(key, unit) is not None for unit in units)

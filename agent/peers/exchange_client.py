@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 import aiohttp
@@ -15,6 +15,7 @@ from agent.peers.protocol import (
     BODY_HEADER,
     OBJECT_HEADER,
     PREFIX,
+    UNITS_HEADER,
     URGENT,
     URGENT_HEADER,
     object_name,
@@ -22,10 +23,9 @@ from agent.peers.protocol import (
     range_header,
 )
 from agent.peers.token import Bound, Tokens, body_digest
-from agent.peers.units import UNIT
-from agent.source import Sink
+from agent.peers.units import DIGEST, KIND, UNIT, CheckedSink, UnitUnknown
 from agent.transfer.engine import Engine
-from agent.transfer.request import Endpoint, RangedGet
+from agent.transfer.request import Endpoint, RangedGet, Units
 
 STALL_TIMEOUT = 16.0  # seconds of one stream; how long a peer may be silent says agent/peers/source.py
 LONGEST_ANSWER = 4 << 20  # bytes of a call's answer
@@ -44,22 +44,23 @@ class ExchangeClient:
     """This agent as a client of its peers. Made and used on one loop."""
 
     def __init__(self, tokens: Tokens, engine: Engine) -> None:
-        """`engine` is the peers' own: its threads may wait for a unit's digest."""
+        """`engine` is the peers' own."""
         self._tokens = tokens
         self._engine = engine
         connector = aiohttp.TCPConnector(limit=0, limit_per_host=CONNECTIONS_PER_PEER)
-        self._session = _session(connector)
-        self._following = _session(aiohttp.TCPConnector(limit=0, force_close=True))
+        self._session = aiohttp.ClientSession(
+            connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        )
 
     async def close(self) -> None:
         """Close the calls' connections; the engine is closed by who made it."""
         await self._session.close()
-        await self._following.close()
 
-    async def receive(self, peer: Peer, ref: ObjectRef, sink: Sink) -> None:
+    async def receive(self, peer: Peer, ref: ObjectRef, sink: CheckedSink) -> None:
         """Bring `[sink.position, sink.end)` of an object from a peer, with as much urgency as the sink says.
 
-        Raises as `Engine.receive` does.
+        Raises as `Engine.receive` does, and
+        UnitUnknown.
         """
         target = object_target(ref)
         extent = Extent(sink.position, sink.end - sink.position)
@@ -68,6 +69,7 @@ class ExchangeClient:
             "Authorization": self._tokens.issue(peer.address, Bound("GET", target)),
             OBJECT_HEADER: object_name(ref),
             "Range": range_header(extent),
+            UNITS_HEADER: KIND,
         }
         if sink.urgency.awaited:
             headers[URGENT_HEADER] = URGENT
@@ -77,19 +79,19 @@ class ExchangeClient:
             headers=headers,
             extent=extent,
             size=ref.size,
-            check=_any_headers,
+            check=_check_units,
             name=f"{ref.uri} from {peer.name}",
             as_stored=True,
             stall_timeout=STALL_TIMEOUT,
-            piece=UNIT,
+            units=Units(UNIT, DIGEST),
         )
-        await self._engine.receive(get, sink)
+        await self._engine.receive_units(get, sink)
 
     async def call(self, peer: Peer, name: str, body: bytes, within: float) -> bytes:
         """`POST /peer/v1/<name>`: the answer's body. Raises PeerSilent, at the latest after `within` s;
         CallUnknown where the peer has no such call."""
         try:
-            async with asyncio.timeout(within), self._post(self._session, peer, name, body) as answer:
+            async with asyncio.timeout(within), self._post(peer, name, body) as answer:
                 if answer.status != 200:
                     failure = CallUnknown if answer.status == 404 else PeerSilent
                     raise failure(f"{peer.name} answers {answer.status} to {name}")
@@ -99,48 +101,18 @@ class ExchangeClient:
         except (aiohttp.ClientError, OSError) as error:
             raise PeerSilent(f"{peer.name} cannot be asked: {type(error).__name__}") from error
 
-    async def follow(self, peer: Peer, name: str, body: bytes, silent: float) -> AsyncGenerator[bytes, None]:
-        """`POST /peer/v1/<name>`, of which the answer does not end: its lines, as they come.
-
-        Raises PeerSilent where none comes for `silent` seconds, and at the end; CallUnknown where the peer
-        has no such call, or answers so many already."""
-        bounds = aiohttp.ClientTimeout(total=None, connect=silent, sock_read=silent)
-        try:
-            async with self._post(self._following, peer, name, body, bounds) as answer:
-                if answer.status != 200:
-                    failure = CallUnknown if answer.status in (404, 503) else PeerSilent
-                    raise failure(f"{peer.name} answers {answer.status} to {name}")
-                rest = b""
-                async for part in answer.content.iter_any():
-                    *lines, rest = (rest + part).split(b"\n")
-                    if len(rest) > LONGEST_ANSWER:
-                        raise PeerSilent(f"{peer.name} answers more than {LONGEST_ANSWER} bytes")
-                    for line in lines:
-                        yield line
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise PeerSilent(f"{peer.name} tells nothing more: {type(error).__name__}") from error
-        raise PeerSilent(f"{peer.name} tells nothing more")
-
     def _post(
         self,
-        session: aiohttp.ClientSession,
         peer: Peer,
         name: str,
         body: bytes,
-        bounds: aiohttp.ClientTimeout | None = None,
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         target = f"{PREFIX}/{name}"
         headers = {"Authorization": self._tokens.issue(peer.address, Bound.of("POST", target, body))}
         if body:
             headers[BODY_HEADER] = body_digest(body)
         url = f"http://{peer.address}{target}"
-        return session.post(url, data=body, headers=headers, allow_redirects=False, timeout=bounds)
-
-
-def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-    )
+        return self._session.post(url, data=body, headers=headers, allow_redirects=False)
 
 
 def _endpoint(address: str) -> Endpoint:
@@ -157,5 +129,7 @@ async def _read(answer: aiohttp.ClientResponse, peer: Peer) -> bytes:
     return bytes(body)
 
 
-def _any_headers(headers: Mapping[str, str]) -> None:
-    """A version in the answer proves nothing: each unit is checked by its digest."""
+def _check_units(headers: Mapping[str, str]) -> None:
+    """A version in the answer would prove nothing: each unit is checked by its digest."""
+    if headers.get(UNITS_HEADER.lower()) != KIND:
+        raise UnitUnknown(f"the peer does not send units of {KIND}")

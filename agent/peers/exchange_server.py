@@ -2,8 +2,8 @@
 
 One aiohttp application on the loop's own sockets (uvloop has no sendfile). The first thing that happens to a
 request is the check of its token: without a good one it is answered 401, logged with the address it came
-from, and nothing of it is read. A range of an object is served while it is in the store or arrives there;
-what is neither is 404, and the peer asks elsewhere.
+from, and nothing of it is read. A range of an object is served while it is in the store or arrives there,
+unit after unit, each with its digest; what is neither is 404, and the peer asks elsewhere.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -26,6 +25,7 @@ from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest, ConfigError, StoreError
 from agent.metrics import Metrics
 from agent.peers.courier import NotHere
+from agent.peers.digests import UnitDigests
 from agent.peers.discovery import joined
 from agent.peers.gate import BACKLOG, Gate
 from agent.peers.outgoing import Outgoing, here
@@ -33,12 +33,15 @@ from agent.peers.protocol import (
     BODY_HEADER,
     OBJECT_HEADER,
     PREFIX,
+    UNITS_HEADER,
     URGENT,
     URGENT_HEADER,
     parse_object,
     parse_range,
 )
 from agent.peers.token import Bound, TokenRefused, Tokens, body_digest
+from agent.peers.units import KIND, UNIT, are_units, length_with_digests
+from agent.peers.vouching import Vouching
 from agent.rate import Rate
 from agent.source import Urgency
 
@@ -48,8 +51,6 @@ SENDER: web.RequestKey[str] = web.RequestKey("sender", str)
 BODY_WITHIN = 5.0  # seconds for a request's body
 LONGEST_BODY = 1 << 20  # bytes; larger batches are sent in several
 STREAMS = 256  # answers under way at once; each has a descriptor and no buffer
-FOLLOWERS = 1024  # answers that do not end; whoever is one more asks from time to time
-TAKEN_WITHIN = 10.0  # seconds for lines of them that the peer does not take at once
 SHUTDOWN = 2.0  # seconds that answers under way may still take
 REFUSALS_LOGGED = 10  # a minute; a flood must not fill the log
 
@@ -63,12 +64,8 @@ class Helper(Protocol):
     def disown(self, owner: object) -> None:
         """The peer has its bytes, or has gone."""
 
-    async def vouch(self, cached: CachedObject, extent: Extent) -> None:
-        """See to it that the digests of what is there are known."""
-
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
-Stream = Callable[[str, bytes], AsyncGenerator[bytes, None]]
 
 
 class Exchange:
@@ -81,25 +78,24 @@ class Exchange:
         clock: Clock,
         metrics: Metrics,
         calls: Mapping[str, Call],
+        digests: UnitDigests,
         helper: Helper | None = None,
         limit: Rate | None = None,
         binary: frozenset[str] = frozenset(),
-        streams: Mapping[str, Stream] | None = None,
     ) -> None:
         """`calls` are answered to `POST /peer/v1/<name>`: given the sender's name and the body, which may be
-        wrong in any way (BadRequest is 400). They answer JSON, but those that `binary` names. `streams` are
-        asked in the same way, and answer line after line. `limit` is for the bytes of objects."""
+        wrong in any way (BadRequest is 400). They answer JSON, but those that `binary` names. `digests` has
+        those of what arrives. `limit` is for the bytes of objects."""
         self._store = store
         self._tokens = tokens
         self._clock = clock
         self._metrics = metrics
         self._calls = calls
         self._binary = binary
-        self._lines = {} if streams is None else streams
-        self._following: set[asyncio.Task[Any]] = set()
         self._helper = helper
         self._gate = Gate(clock)
-        self.outgoing = Outgoing(clock, limit)
+        self._vouching = Vouching(store, digests)
+        self.outgoing = Outgoing(clock, self._vouching.digest, limit)
         self._streams = 0
         self._refusals = Refusals(clock)
         self._runner: web.AppRunner | None = None
@@ -127,8 +123,6 @@ class Exchange:
     async def close(self) -> None:
         """Listen no more, and end what is under way."""
         await self._gate.close()
-        for following in self._following:  # aiohttp would wait for their end
-            following.cancel()
         if self._runner is not None:
             await self._runner.cleanup()
         await self.outgoing.close()
@@ -165,6 +159,10 @@ class Exchange:
         ref = parse_object(request.match_info["key"], request.headers.get(OBJECT_HEADER, ""))
         try:
             extent = parse_range(request.headers.get("Range"), ref.size)
+            if request.headers.get(UNITS_HEADER) != KIND:
+                return web.Response(status=404)
+            if not are_units(extent, ref.size):
+                raise BadRequest(f"the range is not of whole units of {UNIT} bytes")
         except BadRequest as error:
             return web.Response(
                 status=416, text=f"{error}\n", headers={"Content-Range": f"bytes */{ref.size}"}
@@ -188,8 +186,8 @@ class Exchange:
                 self._helper.bring(cached, extent, owner, urgency)
             if not here(cached, extent):
                 return web.Response(status=404)
-            if self._helper is not None:
-                await self._helper.vouch(cached, extent)
+            if not await self._vouching.vouch(cached, extent):
+                return web.Response(status=404)
             return await self._stream(request, cached, extent, urgency.awaited)
         finally:
             if self._helper is not None:
@@ -200,7 +198,8 @@ class Exchange:
         self, request: web.Request, cached: CachedObject, extent: Extent, urgent: bool
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=206)
-        response.content_length = extent.length
+        response.content_length = length_with_digests(extent)
+        response.headers[UNITS_HEADER] = KIND
         response.headers["Content-Range"] = f"bytes {extent.offset}-{extent.end - 1}/{cached.ref.size}"
         await response.prepare(request)
         transport = request.transport
@@ -234,8 +233,8 @@ class Exchange:
 
     async def _call(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["call"]
-        call, stream = self._calls.get(name), self._lines.get(name)
-        if call is None and stream is None:
+        call = self._calls.get(name)
+        if call is None:
             return _closing(web.Response(status=404))
         try:
             async with timeout(self._clock, BODY_WITHIN):
@@ -244,46 +243,8 @@ class Exchange:
             return _closing(web.Response(status=408))
         if (body_digest(body) if body else "") != request.headers.get(BODY_HEADER, ""):
             raise BadRequest("the body is not the one that the token is for")
-        if stream is not None:
-            return await self._follow(request, stream(request[SENDER], body))
-        assert call is not None
         kind = "application/octet-stream" if name in self._binary else "application/json"
         return web.Response(body=await call(request[SENDER], body), content_type=kind)
-
-    async def _follow(self, request: web.Request, lines: AsyncGenerator[bytes, None]) -> web.StreamResponse:
-        """Send line after line, until the peer goes or this agent ends."""
-        if len(self._following) >= FOLLOWERS:
-            return web.Response(status=503, headers={"Retry-After": "1"})
-        response = web.StreamResponse()
-        response.content_type = "application/x-ndjson"
-        this = asyncio.current_task()
-        assert this is not None
-        self._following.add(this)
-        try:
-            async with aclosing(lines):
-                async for line in lines:
-                    if not response.prepared:
-                        await response.prepare(request)
-                    await self._write(request.transport, response, line + b"\n")
-        except (OSError, TimeoutError) as error:
-            log.debug("%s follows no more: %s", request[SENDER], error)
-        finally:
-            self._following.discard(this)
-        if request.transport is not None:
-            request.transport.abort()
-        return response
-
-    async def _write(
-        self, transport: asyncio.Transport | None, response: web.StreamResponse, line: bytes
-    ) -> None:
-        if transport is None:
-            raise ConnectionResetError("the peer has gone")
-        _, most = transport.get_write_buffer_limits()
-        if transport.get_write_buffer_size() + len(line) < most:
-            await response.write(line)  # which is not waited for
-            return
-        async with timeout(self._clock, TAKEN_WITHIN):
-            await response.write(line)
 
 
 class Refusals:

@@ -11,32 +11,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-from agent.cache.objects import CachedObject
 from agent.clock import Clock, Timer, timeout
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest
-from agent.peers.courses import Course, Courses
+from agent.peers.courses import Course, Courses, group_of
 from agent.peers.discovery import Discovery
 from agent.peers.exchange_client import ExchangeClient
-from agent.peers.following import Following
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
 from agent.peers.tasks import Tasks
 from agent.peers.trackers import Trackers
 from agent.peers.tracking import Tracking
-from agent.peers.units import UNIT, unit_digest, unit_end
 from agent.peers.wire import Ask, Batch, Reply, peer_of, place_as, place_of, span_of
 
 log = logging.getLogger(__name__)
 
 ASK_WITHIN = 0.25  # seconds that a reader waits for its routes: gathering takes 0.03 of them
 ASKS = 8  # times that a place is asked for in a row
-TELL_EVERY = 0.04  # seconds at least between two times that trackers are told what there is
-AT_ONCE = 0.002  # seconds in which what comes together gathers all the same
+TELL_WITHIN = 0.02  # seconds in which what trackers are told gathers
 DONE_AFTER = 0.5  # and chunks that are here, where there is nothing else to tell: nobody waits for that
 ANNOUNCE_EVERY = 2.0  # seconds; a third of the tracker's lease
 
@@ -59,12 +54,10 @@ class RelayGuide:
         self._liveness = liveness
         self._trackers = Trackers(own, discovery, liveness, client, tracking, clock, self._ask_again)
         self._pace = self._trackers.pace
-        self._following = Following(self._trackers, own.zone, clock)
         self._courses = courses
         self._clock = clock
         self._tasks = Tasks()
         self._tell_at = float("inf")
-        self._told_at = float("-inf")
         self._telling: Timer | None = None
         self._closing = False
 
@@ -78,15 +71,20 @@ class RelayGuide:
         if self._telling is not None:
             self._telling.cancel()
         await self._tasks.close()
-        await self._following.close()
+        await self._trackers.close()
+
+    @property
+    def called_again(self) -> Callable[[str, bytes], Awaitable[bytes]]:
+        """What trackers call (agent/peers/wire.py, `AGAIN`)."""
+        return self._trackers.called_again
 
     def takes_part(self, ref: ObjectRef) -> bool:
         """Whether this agent fetches an object as a member: then it fetches a chunk for its children too."""
         return self._courses.takes_part(ref.key)
 
     async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
-        book = self._courses.book(ref)
-        self._pace.active(book.group, self._clock.monotonic())
+        self._courses.use(ref)
+        self._pace.active(group_of(ref), self._clock.monotonic())
         if self._closing or not self._discovery.peers():
             return ()
         course, chunk = self._courses.at(ref, extent)
@@ -99,17 +97,14 @@ class RelayGuide:
                 except TimeoutError:
                     if not self._usable(course, chunk):
                         return None
-        parents = self._usable(course, chunk)
-        if parents and not book.knows(extent):
-            self._following.want(ref.key, book)  # now: bytes that come before their digests wait
-        return parents
+        return self._usable(course, chunk)
 
     def _usable(self, course: Course, chunk: int) -> list[Peer]:
         names = course.routes[chunk] if chunk < len(course.routes) else ()
         return [peer_of(name) for name in names if name != self._own.name and self._liveness.usable(name)]
 
     def left(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> bool:
-        self._pace.active(self._courses.book(ref).group, self._clock.monotonic())
+        self._pace.active(group_of(ref), self._clock.monotonic())
         course, chunk = self._courses.at(ref, extent)
         return course.left_by(self._own.name, chunk, peer.name if peer is not None else "")
 
@@ -129,18 +124,6 @@ class RelayGuide:
             self._courses.outbox(group).speeds = True
             self._tell_soon()
 
-    def known(self, ref: ObjectRef, unit: int) -> bytes | None:
-        return self._courses.known(ref.key, unit)
-
-    async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
-        return await self._following.digest(ref.key, self._courses.book(ref), unit)
-
-    def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
-        book = self._courses.book(ref)
-        book.learn({unit: digest})
-        self._courses.outbox(book.group).made[ref.key, unit] = digest
-        self._tell_soon()
-
     def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
         course, chunk = self._courses.at(ref, extent)
         course.has |= 1 << chunk
@@ -156,21 +139,6 @@ class RelayGuide:
             course.stale = True
         self._tell_soon()
 
-    async def vouch(self, cached: CachedObject, extent: Extent) -> None:
-        """Tell the digests of units that are here, and that nobody may have told: they are read for that."""
-        book = self._courses.book(cached.ref)
-        self._pace.active(book.group, self._clock.monotonic())
-        first = extent.offset - extent.offset % UNIT
-        units = (Extent(at, unit_end(at, cached.ref.size) - at) for at in range(first, extent.end, UNIT))
-        here = [one for one in units if one.offset // UNIT not in book.units and cached.begin_read(one)]
-        try:
-            digests = await asyncio.to_thread(_digests_of, cached.fd, here) if here else []
-        finally:
-            for one in here:
-                cached.end_read(one)
-        for one, digest in zip(here, digests, strict=True):
-            self.made(cached.ref, one.offset // UNIT, digest)
-
     def _begin_to_ask(self, course: Course) -> asyncio.Task[None]:
         if course.asking is None:
             course.asking = self._tasks.spawn(self._ask(course))
@@ -184,7 +152,7 @@ class RelayGuide:
                 asks: list[Ask] = [(course.span, course.count, without)]
                 tracker = self._trackers.of(course.group)
                 if course.place is None:
-                    reply = await self._join(tracker, course.span.key, asks)
+                    reply = await self._trackers.say(tracker, Batch(zone=self._own.zone, asks=asks))
                 else:
                     # One that is new has to know the order as it is before it gives anybody a place.
                     told = course.told == tracker.name
@@ -205,28 +173,14 @@ class RelayGuide:
         finally:
             course.asking = None
 
-    async def _join(self, tracker: Peer, key: str, asks: list[Ask]) -> Reply | None:
-        """Ask for a place. Digests that are known already come with it: the bytes would wait for them."""
-        book = self._courses.known_book(key)
-        if book is None or book.units:
-            return await self._trackers.say(tracker, Batch(zone=self._own.zone, asks=asks))
-        batch = self._following.question(key, book, tracker).model_copy(update={"asks": asks})
-        reply = await self._trackers.say(tracker, batch)
-        if reply is not None:
-            self._following.learn(book, tracker, reply)
-        return reply
-
     def _ask_again(self, spans: Sequence[tuple[str, int]]) -> None:
         for span in spans:
             waited_for = self._courses.get(span_of(span))
             if waited_for is not None:
                 self._begin_to_ask(waited_for)
 
-    def _tell_soon(self, within: float | None = None) -> None:
-        """Tell within so many seconds, or at once where that was not done for `TELL_EVERY` seconds."""
-        now = self._clock.monotonic()
-        within = max(AT_ONCE, self._told_at + TELL_EVERY - now) if within is None else within
-        at = now + within
+    def _tell_soon(self, within: float = TELL_WITHIN) -> None:
+        at = self._clock.monotonic() + within
         if at >= self._tell_at or self._closing:
             return
         if self._telling is not None:
@@ -235,7 +189,6 @@ class RelayGuide:
 
     def _begin_to_tell(self) -> None:
         self._tell_at, self._telling = float("inf"), None
-        self._told_at = self._clock.monotonic()
         self._tasks.spawn(self._tell())
 
     async def _tell(self) -> None:
@@ -244,9 +197,7 @@ class RelayGuide:
             done: list[tuple[tuple[str, int], int]] = list(taken.done.items())
             failed: list[tuple[tuple[str, int], int, str, Reason]] = list(taken.failed)
             released: list[tuple[str, int]] = list(taken.released)
-            batch = Batch(
-                zone=self._own.zone, done=done, failed=failed, released=released, made=taken.digests()
-            )
+            batch = Batch(zone=self._own.zone, done=done, failed=failed, released=released)
             tracker = self._trackers.of(group)
             if await self._trackers.say(tracker, batch) is None:
                 self._forget_told(tracker.name)
@@ -262,7 +213,6 @@ class RelayGuide:
     async def _keep_announcing(self) -> None:
         while True:
             self._trackers.gone.clear()
-            self._trackers.try_all_again()
             by_tracker = self._by_tracker() if self._discovery.peers() else {}
             # All at once: a silent one must not make the lease at the others run out.
             await asyncio.gather(*(self._announce(*one) for one in by_tracker.items()))
@@ -292,18 +242,5 @@ class RelayGuide:
             self._forget_told(tracker.name)
         for course in new[:4096]:
             course.told = tracker.name
-        self._give_digests({course.span.key for course in new})
         self._ask_again(reply.renewal.again)
         return reply
-
-    def _give_digests(self, keys: set[str]) -> None:
-        """A tracker that is new to these objects is told all digests that are known here."""
-        for key, book in self._courses.books():
-            if key in keys and book.units:
-                made = self._courses.outbox(book.group).made
-                made.update(((key, unit), digest) for unit, digest in book.units.items())
-                self._tell_soon()
-
-
-def _digests_of(fd: int, units: Sequence[Extent]) -> list[bytes]:
-    return [unit_digest(os.pread(fd, unit.length, unit.offset)) for unit in units]

@@ -32,15 +32,6 @@ class Guide(Protocol):
     async def rerouted(self, ref: ObjectRef, extent: Extent) -> None:
         """Wait until `left` and `parents` may say something else than now."""
 
-    def known(self, ref: ObjectRef, unit: int) -> bytes | None:
-        """The digest of a unit where it is known already; called from any thread."""
-
-    async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
-        """The digest of a unit as its head made it, as soon as that is known; the caller bounds the wait."""
-
-    def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
-        """This agent had the unit from the origin, and this is its digest."""
-
     def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
         """The bytes are here, from a peer or from the origin (None)."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from agent.peers.member import Peer
@@ -65,15 +64,3 @@ class Answer:
     place: Place | None = None
     routes: tuple[tuple[Peer, ...], ...] = ()
     slow: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class Digests:
-    """Digests of units that heads made, by the number of the unit in the object.
-
-    `upto` is what to ask with the next time; `pace` how many seconds to leave between two requests.
-    """
-
-    upto: int
-    pace: float
-    units: Mapping[int, bytes] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from agent.cache.objects import CachedObject
 from agent.clock import Clock, ended
 from agent.content import Extent
-from agent.peers.courier import SENT_WITHIN, Courier
+from agent.peers.courier import SENT_WITHIN, Courier, DigestOf
 from agent.peers.turns import Stream, available, landing_of
 from agent.rate import Rate
 
@@ -50,9 +50,10 @@ class Outgoing:
     There are no more threads than streams, whose number the caller bounds.
     """
 
-    def __init__(self, clock: Clock, limit: Rate | None = None) -> None:
-        """`limit` is for all bytes that are sent."""
+    def __init__(self, clock: Clock, digest: DigestOf, limit: Rate | None = None) -> None:
+        """`digest` gives those of units, in threads; `limit` is for all bytes that are sent."""
         self._clock = clock
+        self._digest = digest
         self._limit = limit
         self._visited: dict[str, _Visited] = {}
         self._threads: set[threading.Thread] = set()
@@ -62,7 +63,7 @@ class Outgoing:
         """Bytes that each peer was sent in all."""
         under_way: Counter[str] = Counter()
         for peer, visited in self._visited.items():
-            under_way[peer] = sum(one.position - one.extent.offset for one in visited.streams)
+            under_way[peer] = sum(one.sent for one in visited.streams)
         return dict(self._sent + under_way)
 
     def waiting(self) -> dict[str, int]:
@@ -82,7 +83,8 @@ class Outgoing:
         extent: Extent,
         urgent: bool = False,
     ) -> int:
-        """Send the extent to a peer, and return how many bytes that were: fewer where the rest cannot be had.
+        """Send the units of an extent to a peer, each with its digest behind it, and return how many bytes
+        of the extent that were: fewer where the rest cannot be had.
 
         An urgent one goes before the others to that peer. The caller holds the object. When this ends, in
         whatever way, no thread sends any more. Raises OSError and TimeoutError of the connection, NotHere.
@@ -110,11 +112,11 @@ class Outgoing:
             raise
         finally:
             visited.streams.discard(stream)
-            self._sent[peer] += stream.position - extent.offset
+            self._sent[peer] += stream.sent
             if not visited.streams:
                 del self._visited[peer]
         over.result()
-        return stream.position - extent.offset
+        return stream.sent
 
     def _start(self, courier: Courier) -> None:
         thread = threading.Thread(target=courier.run, name="send", daemon=True)
@@ -128,12 +130,12 @@ class Outgoing:
     def _courier(self, loop: asyncio.AbstractEventLoop) -> Courier:
         limit = self._limit
         if limit is None:
-            return Courier(self._clock)
+            return Courier(self._clock, self._digest)
 
         def pay(count: int, urgent: bool) -> Future[None]:
             return asyncio.run_coroutine_threadsafe(limit.take(count, urgent), loop)
 
-        return Courier(self._clock, pay)
+        return Courier(self._clock, self._digest, pay)
 
     async def _flushed(self, transport: asyncio.WriteTransport) -> None:
         """Wait until the head of the answer is with the kernel. Raises OSError and TimeoutError."""

@@ -13,7 +13,7 @@ from collections import Counter
 from agent.clock import Clock
 from agent.errors import HeadraceError
 from agent.peers.exchange_client import PeerSilent
-from agent.source import Sink, Urgency
+from agent.source import Progress, Urgency
 
 SILENT_WITHIN = 3.0  # seconds in which a peer sends something, on any stream: it may wait for its own parent
 LOOK_EVERY = 1.0  # seconds between two looks at a stream
@@ -105,7 +105,9 @@ class Paths:
 class Path:
     """One stream from a peer: its bytes come in at `raw`, and go on into `sink` once they are right."""
 
-    def __init__(self, paths: Paths, peer: str, origin: str, raw: Sink, sink: Sink, urgency: Urgency) -> None:
+    def __init__(
+        self, paths: Paths, peer: str, origin: str, raw: Progress, sink: Progress, urgency: Urgency
+    ) -> None:
         """`urgency` is who asked for the chunk first; `origin` where it comes from at last."""
         self._paths = paths
         self._for_reader = urgency is Urgency.READER

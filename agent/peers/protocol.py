@@ -1,9 +1,12 @@
 """What agents say to each other over HTTP/1.1: paths, headers, and how an object is named in them.
 
-    GET /peer/v1/objects/<key>      Range: bytes=<first>-<last>      -> 206, the bytes
+    GET /peer/v1/objects/<key>      Range: bytes=<first>-<last>      -> 206, units with their digests
 
 `<key>` is the object's key (32 hex digits, agent/content.py). `Headrace-Object` has what the key is made of,
 so that an agent that has the object can open it: base64url of a JSON list [uri, version, size].
+`Headrace-Units` says in request and answer of what kind units and digests are (agent/peers/units.py); who
+knows another kind only answers 404. The range is of whole units. Behind each unit comes its digest, so that
+Content-Length is more than the range, which Content-Range says.
 `Headrace-Urgent: 1` says that a reader waits for the bytes; any other value says nothing. Every
 request has a token (agent/peers/token.py); one with a body has its SHA-256 in `Headrace-Body`, which the
 token covers.
@@ -23,6 +26,7 @@ OBJECT_HEADER = "Headrace-Object"
 BODY_HEADER = "Headrace-Body"
 URGENT_HEADER = "Headrace-Urgent"
 URGENT = "1"
+UNITS_HEADER = "Headrace-Units"
 KEY = re.compile("[0-9a-f]{32}", re.ASCII)
 LONGEST_RANGE = 256 << 20  # bytes: the largest chunk
 LONGEST_NAME = 6000  # characters of `Headrace-Object`; a key of S3 has 1,024 bytes at most

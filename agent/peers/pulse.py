@@ -10,7 +10,7 @@ from typing import Protocol
 from agent.clock import Clock
 from agent.peers.drains import LOOK_EVERY, Look, Looks
 from agent.peers.speeds import RECENT
-from agent.source import Sink
+from agent.source import Progress
 
 TOLD_AGAIN = 0.3  # of the speed that was told: another by so much is told without waiting for a batch
 TOLD_EVERY = RECENT / 2  # seconds: a tracker goes by what a member said for twice as long
@@ -23,10 +23,10 @@ class Intake:
 
     def __init__(self) -> None:
         self._over = 0
-        self._sinks: dict[Sink, int] = {}  # where each began
+        self._sinks: dict[Progress, int] = {}  # where each began
 
     @contextmanager
-    def of(self, sink: Sink) -> Iterator[None]:
+    def of(self, sink: Progress) -> Iterator[None]:
         """Count what comes into a sink."""
         self._sinks[sink] = sink.position
         try:

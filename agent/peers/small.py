@@ -21,7 +21,7 @@ from agent.peers.units import UNIT, unit_digest
 
 CALL = "small-xxh3"
 OLD_CALL = "small"  # of agents whose digests are BLAKE3; their answers look the same
-SMALL = UNIT  # bytes: nothing below a unit can be passed on while it arrives, so a relay is only more hops
+SMALL = 2 * UNIT  # bytes: little of so few can be passed on while they arrive, so a relay is only more hops
 MOST_OBJECTS = 256  # in one request: a name of S3 has 1,024 bytes at most, a body 1 MiB
 MOST_BYTES = 2 << 20  # in one answer, which both ends hold in memory
 _FRAME = struct.Struct("<16sBI16s")

@@ -3,8 +3,8 @@
 `PeerSource` stands in front of the origins' own source and behind the same seam (agent/source.py). Whom to
 ask it is told by a `Guide`, within a bounded time. As a child it takes bytes from its parents, one after the
 other where one fails, each going on at the byte where the last one ended, and lets a unit through only when
-it has the digest that its head made. As a head, or where no parent is left, it reads the origin as if there
-were no peers, makes the digests and tells them to the guide. Whatever peers do wrong costs a bounded time,
+it has the digest that its head made, which comes with it. As a head, or where no parent is left, it reads the
+origin as if there were no peers, and makes the digests. Whatever peers do wrong costs a bounded time,
 is counted, and leaves the peer out for a while; the errors that a fill sees are the origin's and the store's.
 """
 
@@ -15,7 +15,6 @@ import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
 
 from agent.cache.whole import Stating
 from agent.clock import Clock, ended, timeout
@@ -29,6 +28,7 @@ from agent.errors import (
 )
 from agent.metrics import Metrics
 from agent.peers.courses import group_of
+from agent.peers.digests import UnitDigests
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.guiding import Guide
 from agent.peers.liveness import Liveness
@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 PARENTS = (
     8  # peers that are tried for a chunk before the origin is asked; time bounds them too (PEERS_WITHIN)
 )
-DIGEST_WITHIN = 2.0  # seconds that a unit which has arrived waits for its digest
 UNIT_WITHIN = 5.0  # seconds in which a peer brings a unit, on any of its streams
 PEERS_WITHIN = 10.0  # seconds for all parents of a chunk while none of them brings a unit
 ROUTES_WITHIN = 3.0  # seconds that what nobody waits for waits for its routes: a silent tracker and the next
@@ -68,12 +67,14 @@ class PeerSource:
         guide: Guide,
         client: ExchangeClient,
         liveness: Liveness,
+        digests: UnitDigests,
         clock: Clock,
         metrics: Metrics,
         small: SmallObjects | None = None,
         limit: Rate | None = None,
     ) -> None:
-        """`small` brings small objects from their owners; `limit` is for what is taken from parents."""
+        """`digests` is told those of all units that come, `small` brings small objects from their owners, and
+        `limit` is for what is taken from parents."""
         self._small = small
         # Chunks, by their object's key and their end, that come from the origin without a word to peers: who
         # warms by the swarm has agreed already on who fetches what.
@@ -83,6 +84,7 @@ class PeerSource:
         self._guide = guide
         self._client = client
         self._liveness = liveness
+        self._digests = digests
         self._clock = clock
         self._metrics = metrics
         self._rests: OrderedDict[tuple[str, int], Rest] = OrderedDict()
@@ -145,7 +147,7 @@ class PeerSource:
             before = sink.position
             error = await self._from_peer(peer, ref, sink, min(UNIT_WITHIN, patience), urgency)
             late = sink.position == before and self._clock.monotonic() >= give_up
-            if error is None or isinstance(error, (UnitUnknown, PathSlower)) or late:
+            if error is None or isinstance(error, PathSlower) or late:
                 return
 
     async def _parents(self, ref: ObjectRef, sink: Sink, within: float) -> Sequence[Peer]:
@@ -191,9 +193,7 @@ class PeerSource:
 
     async def _receive(self, peer: Peer, ref: ObjectRef, sink: Sink, within: float, urgency: Urgency) -> None:
         """As `Path.judge` and `Engine.receive` raise."""
-        loop = asyncio.get_running_loop()
-        expected = functools.partial(self._expected, loop, ref)
-        checked = CheckedSink(sink, ref.size, expected)
+        checked = CheckedSink(sink, ref.size, functools.partial(self._digests.put, ref.key))
         path = Path(self._paths, peer.name, self.budget(ref).name, checked, sink, urgency)
         receiving = asyncio.ensure_future(self._client.receive(peer, ref, checked))
         rerouted: asyncio.Future[None] | None = None
@@ -227,18 +227,6 @@ class PeerSource:
         except TimeoutError:
             pass
 
-    def _expected(self, loop: asyncio.AbstractEventLoop, ref: ObjectRef, unit: int) -> bytes | None:
-        """A unit's digest, for a receiving thread."""
-        known = self._guide.known(ref, unit)
-        if known is not None:
-            return known
-        asked = asyncio.run_coroutine_threadsafe(self._guide.digest(ref, unit), loop)
-        try:
-            return asked.result(DIGEST_WITHIN)
-        except FutureTimeout:
-            asked.cancel()
-            return None
-
     def _fell_short(
         self, peer: Peer, ref: ObjectRef, missing: Extent, error: HeadraceError | TimeoutError
     ) -> None:
@@ -255,13 +243,9 @@ class PeerSource:
 
     async def _from_origin(self, ref: ObjectRef, sink: Sink, may_leave: bool = False) -> bool:
         """Whether the origin was left for parents: this agent was the head, and is slow."""
-        loop = asyncio.get_running_loop()
         wanted = _left(sink)
         key = (ref.key, sink.end)
-
-        def made(unit: int, digest: bytes) -> None:
-            loop.call_soon_threadsafe(self._guide.made, ref, unit, digest)
-
+        made = functools.partial(self._digests.put, ref.key)
         making = MakingSink(sink, ref.size, made, self._rests.pop(key, None))
         breadth, origin = self._breadth(ref), self.budget(ref).name
         breadth.began()

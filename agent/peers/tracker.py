@@ -17,19 +17,16 @@ announcement of a place that it did not give.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from agent.clock import Clock
-from agent.peers.digests import DigestBook
 from agent.peers.member import Peer
-from agent.peers.messages import Answer, Digests, Reason, Renewal, SpanId, Standing
+from agent.peers.messages import Answer, Reason, Renewal, SpanId, Standing
 from agent.peers.relay import RUN, SPAN
 from agent.peers.reputation import Reputation
 from agent.peers.span import SpanRelay
 from agent.peers.speeds import Speeds
-from agent.peers.units import digests_name
 
 LEASE = 6.0  # seconds without a word after which a member is forgotten; it announces every 2 s
 GATHER = 0.04  # seconds: agents that are told of the same work begin with no longer gaps
@@ -37,7 +34,6 @@ GATHER_MOST = 0.2  # seconds: below what a reader waits for its routes (agent/pe
 GATHER_LONG = 1.0  # seconds for those who ask ahead: the last of a chain is that much behind the first
 SETTLE = 0.2  # seconds between two asks of a member that cannot have its place yet
 REBUILD = 0.5  # seconds: by then the others have seen that the tracker is another
-REQUESTS = 2000.0  # requests a second that all members together may make for digests: half a core
 
 
 @dataclass(slots=True)
@@ -73,7 +69,6 @@ class Tracker:
         self._reputation = Reputation()
         self._speeds = Speeds()
         self._moving: dict[SpanId, set[str]] = {}  # spans in which slow members go to the end, and who
-        self._books: defaultdict[str, DigestBook] = defaultdict(DigestBook)
         self._formed = False
         self._ready_at = 0.0
         self._look_at = 0.0
@@ -200,19 +195,6 @@ class Tracker:
             for span in member.spans:
                 self._drop(name, span)
 
-    def made(self, name: str, book: str, units: Mapping[int, bytes]) -> None:
-        """A member read units of an object from the origin: these are their digests.
-
-        `book` is what the member calls them (agent/peers/units.py, `digests_name`).
-        """
-        if name in self._members:
-            self._books[book].add(name, units)
-
-    def digests(self, book: str, after: int = 0) -> Digests:
-        """The digests of an object's units that became known since the answer whose `upto` is `after`."""
-        upto, units = self._books[book].since(after) if book in self._books else (0, {})
-        return Digests(upto, max(0.05, len(self._members) / REQUESTS), units)
-
     def _hear(self, peer: Peer) -> _Member:
         now = self._clock.monotonic()
         member = self._members.get(peer.name)
@@ -293,9 +275,6 @@ class Tracker:
             if not len(relay):
                 del self._spans[span]
                 self._gathering.pop(span, None)
-                if not any(other.key == span.key for other in self._spans):
-                    self._books.pop(digests_name(span.key), None)
-                    self._books.pop(span.key, None)  # those of BLAKE3, of agents before xxh3
 
     def _expire(self) -> None:
         """Forget whoever was not heard of within a lease; at most once a second."""

@@ -7,9 +7,9 @@ without a request. One that does not answer is left out for a while, so that ano
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 
 from agent.clock import Clock
 from agent.errors import BadRequest
@@ -19,11 +19,14 @@ from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.placement import tracker_of
 from agent.peers.pulse import Pace
-from agent.peers.tracker_client import TrackerClient
+from agent.peers.tasks import Tasks
 from agent.peers.tracking import Tracking
-from agent.peers.wire import Batch, Reply
+from agent.peers.wire import AGAIN, CALL, Batch, Reply, parse_reply, peer_of
 
 log = logging.getLogger(__name__)
+
+CALL_WITHIN = 2.0  # seconds for a call that no reader waits for
+AT_ONCE = 16  # members that are called at a time
 
 # Called with the spans, as the wire has them, that a tracker wants to be asked for again.
 Again = Callable[[Sequence[tuple[str, int]]], None]
@@ -47,10 +50,16 @@ class Trackers:
         self._own = own
         self._discovery = discovery
         self._liveness = liveness
-        self._client = TrackerClient(client)
+        self._client = client
         self._tracking = tracking
+        tracking.push = self._push
         self._clock = clock
         self._again = again
+        self._tasks = Tasks()
+
+    async def close(self) -> None:
+        """Tell nobody any more."""
+        await self._tasks.close()
 
     def of(self, group: str) -> Peer:
         """The tracker of a group."""
@@ -58,14 +67,6 @@ class Trackers:
         found = tracker_of(group, [self._own, *usable])
         assert found is not None
         return found
-
-    def answers(self, tracker: Peer) -> bool:
-        """Whether a tracker is not left out."""
-        return tracker.name == self._own.name or self._liveness.usable(tracker.name)
-
-    def try_all_again(self) -> None:
-        """Some of another version may have been upgraded."""
-        self._client.try_all_again()
 
     async def say(self, tracker: Peer, batch: Batch) -> Reply | None:
         """The tracker's reply; None where there is none, which leaves that peer out for a while."""
@@ -76,25 +77,33 @@ class Trackers:
             if tracker.name == self._own.name:
                 reply = self._tracking.answer(self._own.name, batch)
             else:
-                reply = await self._client.say(tracker, batch)
+                body = batch.model_dump_json().encode()
+                reply = parse_reply(await self._client.call(tracker, CALL, body, CALL_WITHIN), batch)
             self._again(reply.again)
             return reply
         except (PeerSilent, BadRequest) as error:
             self._lost(tracker, error)
             return None
 
-    async def follow(self, tracker: Peer, batch: Batch) -> AsyncGenerator[Reply, None]:
-        """The replies to a batch that asks for one book of digests, as there is something new. It ends where
-        the tracker cannot be followed, and where it is silent, which leaves that peer out for a while."""
-        own = tracker.name == self._own.name
-        replies = self._tracking.follow(tracker.name, batch) if own else self._client.follow(tracker, batch)
-        try:
-            async with aclosing(replies):
-                async for reply in replies:
-                    self._again(reply.again)
-                    yield reply
-        except (PeerSilent, BadRequest) as error:
-            self._lost(tracker, error)
+    async def called_again(self, sender: str, body: bytes) -> bytes:
+        """A `Call` of the exchange: a tracker wants to be asked again. Raises BadRequest."""
+        self._again(parse_reply(body, Batch()).again)
+        return b""
+
+    def _push(self, again: Mapping[str, list[tuple[str, int]]]) -> None:
+        """As the tracker of others: have them ask again at once."""
+        self._again(again.get(self._own.name, []))
+        self._tasks.spawn(self._call_again({n: spans for n, spans in again.items() if n != self._own.name}))
+
+    async def _call_again(self, again: Mapping[str, list[tuple[str, int]]]) -> None:
+        names = list(again)
+        for first in range(0, len(names), AT_ONCE):
+            await asyncio.gather(*(self._call(name, again[name]) for name in names[first : first + AT_ONCE]))
+
+    async def _call(self, name: str, spans: list[tuple[str, int]]) -> None:
+        with contextlib.suppress(PeerSilent):  # it hears so with its next reply
+            body = Reply(again=spans).model_dump_json().encode()
+            await self._client.call(peer_of(name), AGAIN, body, CALL_WITHIN)
 
     def _lost(self, tracker: Peer, error: Exception) -> None:
         rest = self._liveness.failed(tracker.name)

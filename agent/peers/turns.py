@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 
 from agent.cache.objects import CachedObject
 from agent.content import Extent
+from agent.peers.units import UNIT
 from agent.transfer.landing import Landing
 
 # Seconds after which a stream has its turn although one of a lower rank has bytes: well below the 16 in which
@@ -45,21 +46,21 @@ def landing_of(cached: CachedObject, chunk: int) -> Landing | None:
 
 def available(cached: CachedObject, offset: int, end: int) -> int:
     """Where the bytes that are there from `offset` on end, at most `end`; `offset` where there are none."""
-    for chunk in cached.chunks(Extent(offset, end - offset)):
-        if cached.present[chunk]:
-            offset = min(end, cached.extent(chunk).end)
-            continue
-        landing = landing_of(cached, chunk)
-        arrived = landing.position if landing is not None else offset
-        if arrived < min(end, cached.extent(chunk).end):
-            return max(offset, arrived)
-        offset = min(end, arrived)
+    while offset < end:
+        chunk = offset // cached.chunk_size
+        chunk_end = min(end, (chunk + 1) * cached.chunk_size)
+        if not cached.present[chunk]:
+            landing = landing_of(cached, chunk)
+            arrived = landing.position if landing is not None else offset
+            if arrived < chunk_end:
+                return max(offset, arrived)
+        offset = chunk_end
     return offset
 
 
 @dataclass(eq=False, slots=True)
 class Stream:
-    """One extent on its way. `ended` is called once, by any thread, with what went wrong.
+    """One extent of whole units on its way. `ended` is called once, by any thread, with what went wrong.
 
     `connection` is the stream's own descriptor of the socket, closed at its end; `gone` says whether the
     socket is given up by who serves it.
@@ -72,6 +73,7 @@ class Stream:
     gone: Callable[[], bool]
     ended: Callable[[BaseException | None], None]
     position: int = field(init=False)
+    digest: bytes = b""  # what has not gone of the digest of the unit that ends at `position`
     ready: bool = True  # whether there may be bytes to send; else `arrival` waits in `landing`
     full: bool = False  # its socket took no more when it was last sent beside another
     blocked: bool = False  # the peer takes nothing of it, and the others have their turns
@@ -85,6 +87,17 @@ class Stream:
     def __post_init__(self) -> None:
         self.position = self.extent.offset
         self.writable.register(self.connection, select.POLLOUT)
+
+    @property
+    def over(self) -> bool:
+        """Whether everything has gone."""
+        return self.position == self.extent.end and not self.digest
+
+    @property
+    def sent(self) -> int:
+        """Bytes of the extent that have gone, with their digests where their unit is whole."""
+        end = (self.position - 1) // UNIT * UNIT if self.digest else self.position
+        return end - self.extent.offset
 
     def __lt__(self, other: Stream) -> bool:
         return (not self.urgent, self.extent.offset) < (not other.urgent, other.extent.offset)
@@ -103,12 +116,21 @@ class Arrival:
 
 def chosen(streams: Sequence[Stream], now: float) -> Stream | None:
     """Whose turn it is of the streams to one peer, which come in their order."""
-    ready = [stream for stream in streams if stream.ready and not stream.blocked]
-    if not ready:
-        blocked = [stream for stream in streams if stream.ready]
-        return min(blocked, key=lambda stream: stream.since, default=None)
-    late = [stream for stream in ready[1:] if now - stream.since >= SILENT]
-    return min(late, key=lambda stream: stream.since) if late else ready[0]
+    first = late = blocked = None
+    for stream in streams:
+        if not stream.ready:
+            continue
+        if stream.blocked:
+            blocked = _longest_ago(stream, blocked)
+        elif first is None:
+            first = stream
+        elif now - stream.since >= SILENT:
+            late = _longest_ago(stream, late)
+    return late or first or blocked
+
+
+def _longest_ago(stream: Stream, other: Stream | None) -> Stream:
+    return stream if other is None or stream.since < other.since else other
 
 
 def beside(streams: Sequence[Stream], first: Stream, busy: bool) -> list[Stream]:

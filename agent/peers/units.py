@@ -1,29 +1,31 @@
-"""Units: 256 KiB slices of an object, each with a digest that its head made, and the two sinks that use them.
+"""Units: 128 KiB slices of an object, each with a digest that its head made, and the two sinks that use them.
 
 A head's bytes come from the origin and are proven by the version that they were asked for; the head makes the
-digests of their units on the way. Whoever has the bytes from a peer checks each unit before it lets it
-through. The digest is xxh3-128, which costs 0.02 CPU-seconds a GB of bytes that have just come (BLAKE3 0.18,
-SHA-256 0.55). It finds what a peer sends wrong because its disk, memory or program is faulty, not what a
-member sends wrong on purpose: whoever can serve has the cluster's secret, so he can be a head or the tracker
-as well, and tell digests of what he likes. Against him no hash helps, against all others the token does.
+digests of their units on the way. Between peers each unit is followed by its digest: whoever receives it
+checks the unit before it lets it through, and sends the same digest on with it. It is xxh3-128, which costs
+0.02 CPU-seconds a GB of bytes that have just come (BLAKE3 0.18, SHA-256 0.55). It finds what a peer sends
+wrong because its disk, memory or program is faulty, not what a member sends wrong on purpose: whoever can
+serve has the cluster's secret, so he can be a head as well, and make digests of what he likes. Against him no
+hash helps, against all others the token does.
 
 A unit is passed on once it is checked, so each hop of a chain adds the time that a link needs for one: with
-1 MiB a fortieth of a second at 200 Mbit/s, too much for a chain of fifteen. Nobody passes on what is wrong,
-so whoever sent it is to blame.
+1 MiB a fortieth of a second at 200 Mbit/s, too much for a chain of fifteen (bench/README.md has what other
+sizes brought). Nobody passes on what is wrong, so whoever sent it is to blame.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import xxhash
 
+from agent.content import Extent
 from agent.errors import HeadraceError
 from agent.source import Sink, Urgency
 
-UNIT = 1 << 18  # bytes; the last unit of an object may be shorter
-KIND = "xxh3-128"  # of the digests, see `digests_name`
+UNIT = 1 << 17  # bytes; the last unit of an object may be shorter
+DIGEST = 16  # bytes of a unit's digest, which come behind the unit's own
+KIND = f"xxh3-128/{UNIT}"  # what agents have to have in common to understand each other's bytes
 
 
 class UnitWrong(HeadraceError):
@@ -31,21 +33,22 @@ class UnitWrong(HeadraceError):
 
 
 class UnitUnknown(HeadraceError):
-    """Nobody told the digest of a unit in time: it cannot be checked, so it is not taken."""
+    """A peer sends units of another kind, or without digests: they cannot be checked, so none is taken."""
 
 
 def unit_digest(data: bytes | bytearray | memoryview) -> bytes:
-    """The digest of one unit, 16 bytes."""
+    """The digest of one unit, `DIGEST` bytes."""
     return xxhash.xxh3_128_digest(data)
 
 
-def digests_name(key: str) -> str:
-    """By what name agents tell each other the digests of an object: 32 hex digits, as a key has.
+def are_units(extent: Extent, size: int) -> bool:
+    """Whether an extent of an object of `size` bytes begins and ends where units do."""
+    return not extent.offset % UNIT and (not extent.end % UNIT or extent.end == size)
 
-    Another kind of digest has another name, so that agents of two versions never compare what cannot be
-    equal: to each of them the other's digests are not known. Those of BLAKE3 were told by the key itself.
-    """
-    return hashlib.blake2b(f"{KIND} {UNIT} {key}".encode(), digest_size=16).hexdigest()
+
+def length_with_digests(extent: Extent) -> int:
+    """How many bytes an extent of whole units takes between peers."""
+    return extent.length + -(-extent.length // UNIT) * DIGEST
 
 
 def unit_end(offset: int, size: int) -> int:
@@ -91,36 +94,43 @@ class MakingSink:
     def write(self, data: memoryview) -> None:
         while data:
             start = self._sink.position
-            part = data[: unit_end(start, self._size) - start]
-            self._sink.write(part)
+            end = unit_end(start, self._size)
+            part = data[: end - start]
+            self._make(part, start, end)
+            try:
+                self._sink.write(part)
+            except BaseException:
+                self._hash = None  # it is ahead of the sink
+                raise
             data = data[len(part) :]
-            if self._hash is not None:
-                self._hash.update(part)
-            if start + len(part) == unit_end(start, self._size):
-                if self._hash is not None:
-                    self._made(start // UNIT, self._hash.digest())
-                self._hash = None if self._sink.position == self._size else xxhash.xxh3_128()
+            if start + len(part) == end:
+                self._hash = None if end == self._size else xxhash.xxh3_128()
+
+    def _make(self, part: memoryview, start: int, end: int) -> None:
+        """Before the bytes are seen: whoever sends them on needs the digest behind the last one."""
+        if self._hash is not None:
+            self._hash.update(part)
+            if start + len(part) == end:
+                self._made(start // UNIT, self._hash.digest())
 
 
 Rest = tuple[int, xxhash.xxh3_128]
 
 
 class CheckedSink:
-    """Lets a unit through only when it has the digest that it must have; holds one unit at most.
+    """Takes units with their digests, and lets those through that have the digest they must have.
 
     It begins at the start of the unit in which the wrapped sink stands, and lets through what lies behind
     that sink's position.
     """
 
-    def __init__(self, sink: Sink, size: int, expected: Callable[[int], bytes | None]) -> None:
-        """`size` is the object's; `expected` gives a unit's digest, on the writing thread, and may wait
-        for it for a bounded time; None where it cannot be had."""
+    def __init__(self, sink: Sink, size: int, right: Callable[[int, bytes], None]) -> None:
+        """`size` is the object's; `right` is given the number and the digest of each unit that is right,
+        before it is let through, on the writing thread."""
         self._sink = sink
         self._size = size
-        self._expected = expected
-        self._start = sink.position - sink.position % UNIT  # of the unit that arrives
-        self._held = 0
-        self._buffer: bytearray | None = None
+        self._right = right
+        self._position = sink.position - sink.position % UNIT
 
     @property
     def urgency(self) -> Urgency:
@@ -129,42 +139,32 @@ class CheckedSink:
     @property
     def position(self) -> int:
         """Offset of the next byte that is wanted of the peer."""
-        return self._start + self._held
+        return self._position
 
     @property
     def end(self) -> int:
         """Behind the last byte that is wanted: the end of the last unit that the wrapped sink needs."""
         return unit_end(self._sink.end - 1, self._size)
 
-    def write(self, data: memoryview) -> None:
-        """Take the next bytes. Raises UnitWrong, UnitUnknown, and what the wrapped sink raises."""
-        while data:
-            length = unit_end(self._start, self._size) - self._start
-            if not self._held and len(data) >= length:
-                self._take(data[:length])
-                data = data[length:]
-                continue
-            part = data[: length - self._held]
-            self._hold(part)
-            data = data[len(part) :]
-            if self._held == length and self._buffer is not None:
-                self._take(memoryview(self._buffer)[:length])
+    def take(self, data: memoryview, trailers: memoryview) -> None:
+        """Take whole units, the next ones, and their digests.
 
-    def _hold(self, part: memoryview) -> None:
-        if self._buffer is None:
-            self._buffer = bytearray(UNIT)
-        self._buffer[self._held : self._held + len(part)] = part
-        self._held += len(part)
+        Raises UnitWrong, when what is right has been let through, and what the wrapped sink raises."""
+        right = 0
+        while right < len(data):
+            number, unit = (self._position + right) // UNIT, data[right : right + UNIT]
+            digest = bytes(trailers[right // UNIT * DIGEST :][:DIGEST])
+            if unit_digest(unit) != digest:
+                break
+            self._right(number, digest)
+            right += len(unit)
+        self._pass_on(data[:right])
+        if right < len(data):
+            raise UnitWrong(f"unit {self._position // UNIT} is not what its head had")
 
-    def _take(self, unit: memoryview) -> None:
-        number = self._start // UNIT
-        digest = self._expected(number)
-        if digest is None:
-            raise UnitUnknown(f"nobody told the digest of unit {number}")
-        if unit_digest(unit) != digest:
-            raise UnitWrong(f"unit {number} is not what its head had")
-        begin, end = self._sink.position - self._start, min(len(unit), self._sink.end - self._start)
+    def _pass_on(self, data: memoryview) -> None:
+        begin = self._sink.position - self._position
+        end = min(len(data), self._sink.end - self._position)
         if begin < end:
-            self._sink.write(unit[begin:end])
-        self._start += len(unit)
-        self._held = 0
+            self._sink.write(data[begin:end])
+        self._position += len(data)

@@ -1,7 +1,7 @@
-"""The body of `POST /peer/v1/track-speeds`, and its answer: JSON, many messages in one.
+"""The body of `POST /peer/v1/tracker`, and its answer: JSON, many messages in one.
 
-`POST /peer/v1/follow-digests` has the same body, with one book of digests in it. Its answer does not end: a
-line of JSON for each reply, as digests become known, and every `HEARTBEAT` seconds.
+`POST /peer/v1/ask-again` is the tracker's: a reply that nobody asked for, which says for which spans a member
+should ask at once. The next reply would say it too.
 
 Everything that an agent has to say to one tracker goes in one batch. What comes from a peer is checked in
 every number and length before anything is done with it; whatever is wrong is BadRequest here.
@@ -9,31 +9,26 @@ every number and length before anything is done with it; whatever is wrong is Ba
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agent.errors import BadRequest
 from agent.peers.member import Peer
-from agent.peers.messages import ALL, Answer, Digests, Reason, Renewal, SpanId, Standing
+from agent.peers.messages import ALL, Answer, Reason, Renewal, SpanId, Standing
 from agent.peers.relay import SPAN, Place
 
-CALL = "track-speeds"
-OLD_CALL = "track"  # of agents that know of nobody's speed
-FOLLOW = "follow-digests"
-HEARTBEAT = 0.5  # seconds of silence after which a follower is told nothing new
+CALL = "tracker"
+AGAIN = "ask-again"
 MOST = 4096  # messages of a kind in one batch
-MOST_UNITS = 1 << 16
 
 _Key = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _Name = Annotated[str, Field(min_length=1, max_length=256)]
 _Number = Annotated[int, Field(ge=0, lt=1 << 40)]
 _Bits = Annotated[int, Field(ge=0, le=ALL)]
-_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-_Book = _Key  # agent/peers/units.py, `digests_name`
 _Span = tuple[_Key, _Number]
 _Place = tuple[_Number, _Number, _Number, _Number, _Number]
-_Units = Annotated[list[tuple[_Number, _Digest]], Field(max_length=MOST_UNITS)]
 Ask = tuple[_Span, Annotated[int, Field(ge=1, le=SPAN)], Annotated[list[_Name], Field(max_length=64)]]
 
 
@@ -57,8 +52,6 @@ class Batch(_Model):
     failed: Annotated[
         list[tuple[_Span, Annotated[int, Field(ge=0, lt=SPAN)], _Name, Reason]], Field(max_length=MOST)
     ] = []
-    made: Annotated[list[tuple[_Book, _Units]], Field(max_length=MOST)] = []
-    digests: Annotated[list[tuple[_Book, _Number]], Field(max_length=MOST)] = []
     fastest: Annotated[float, Field(ge=0, le=1e15)] | None = None
     held_up_by: Annotated[list[_Name], Field(max_length=64)] = []
 
@@ -70,12 +63,6 @@ class _Answer(_Model):
     slow: Annotated[list[_Name], Field(max_length=MOST)] = []
 
 
-class _Digests(_Model):
-    upto: _Number
-    pace: Annotated[float, Field(ge=0, le=60)]
-    units: _Units
-
-
 class _Renewal(_Model):
     lease: Annotated[float, Field(gt=0, le=3600)]
     again: list[_Span]
@@ -83,7 +70,7 @@ class _Renewal(_Model):
 
 
 class Reply(_Model):
-    """The tracker's answer; `answers` and `digests` in the order of what they answer.
+    """The tracker's answer; `answers` in the order of the asks.
 
     `again`: spans to ask for at once.
     """
@@ -91,7 +78,6 @@ class Reply(_Model):
     version: Literal[1] = 1
     renewal: _Renewal | None = None
     answers: list[_Answer] = []
-    digests: list[_Digests] = []
     again: list[_Span] = []
 
 
@@ -103,14 +89,9 @@ def parse_batch(body: bytes) -> Batch:
         raise BadRequest(f"no batch for a tracker: {error.error_count()} faults") from None
 
 
-def old_batch(batch: Batch) -> bytes:
-    """A batch as `OLD_CALL` has it."""
-    return batch.model_dump_json(exclude={"fastest", "held_up_by"}).encode()
-
-
-def old_reply(reply: Reply) -> bytes:
-    """A reply as `OLD_CALL` has it."""
-    return reply.model_dump_json(exclude={"again": True, "answers": {"__all__": {"slow"}}}).encode()
+def again_as(spans: Iterable[SpanId]) -> list[tuple[str, int]]:
+    """Spans to be asked for again, as the wire has them."""
+    return [(span.key, span.number) for span in spans]
 
 
 def parse_reply(body: bytes, batch: Batch) -> Reply:
@@ -119,7 +100,7 @@ def parse_reply(body: bytes, batch: Batch) -> Reply:
         reply = Reply.model_validate_json(body)
     except ValidationError as error:
         raise BadRequest(f"no answer of a tracker: {error.error_count()} faults") from None
-    if len(reply.answers) != len(batch.asks) or len(reply.digests) != len(batch.digests):
+    if len(reply.answers) != len(batch.asks):
         raise BadRequest("no answer of a tracker: it answers something else")
     return reply
 
@@ -151,21 +132,9 @@ def answer_as(answer: Answer) -> _Answer:
     return _Answer(wait=answer.wait, place=place_as(answer.place), routes=routes, slow=slow)
 
 
-def digests_as(found: Digests) -> _Digests:
-    """Digests as the wire has them."""
-    units = [(unit, digest.hex()) for unit, digest in found.units.items()]
-    return _Digests(upto=found.upto, pace=found.pace, units=units)
-
-
 def renewal_as(renewal: Renewal) -> _Renewal:
     """A renewal as the wire has it."""
-    again = [(span.key, span.number) for span in renewal.again]
-    return _Renewal(lease=renewal.lease, again=again, unknown=renewal.unknown)
-
-
-def units_of(units: list[tuple[int, str]]) -> dict[int, bytes]:
-    """Units with their digests."""
-    return {unit: bytes.fromhex(digest) for unit, digest in units}
+    return _Renewal(lease=renewal.lease, again=again_as(renewal.again), unknown=renewal.unknown)
 
 
 def span_of(span: _Span) -> SpanId:

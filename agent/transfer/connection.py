@@ -11,10 +11,13 @@ reads go on after an SO_RCVTIMEO as if nothing had been.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import socket
 import ssl
 import struct
+import sys
+import termios
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import h11
@@ -117,6 +120,23 @@ class Connection:
             length -= count
             yield buffer[:count]
 
+    def units(
+        self, length: int, buffer: memoryview, unit: int, trailer: int
+    ) -> Iterator[tuple[memoryview, memoryview]]:
+        """The next `length` bytes in units, behind each of which `trailer` bytes come that are not counted.
+
+        Given are whole units, side by side in `buffer`, and their trailers: one unit, or as many as have
+        arrived and fit. The last unit may be shorter. Raises as `body` does.
+        """
+        trailers = memoryview(bytearray(len(buffer) // unit * trailer))
+        while length:
+            arrived = self._arrived() // (unit + trailer)
+            data = buffer[: min(length, unit * max(1, min(arrived, len(buffer) // unit)))]
+            behind = trailers[: -(-len(data) // unit) * trailer]
+            self._fill_units(data, behind, unit, trailer)
+            length -= len(data)
+            yield data, behind
+
     def chunked_body(self, length: int) -> Iterator[memoryview]:
         """A body of `length` bytes in chunked coding (RFC 9112, 7.1), decoded by h11; a slow, rare way."""
         parser = self._parser()
@@ -199,6 +219,34 @@ class Connection:
         self._silent += 1
         if self._silent >= SILENT_TICKS:
             raise OriginUnavailable(message) from error
+
+    def _arrived(self) -> int:
+        """Bytes that the kernel has for this connection (tcp(7), SIOCINQ)."""
+        return int.from_bytes(fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    def _fill_units(self, data: memoryview, trailers: memoryview, unit: int, trailer: int) -> None:
+        views = []
+        for number, start in enumerate(range(0, len(data), unit)):
+            views += [data[start : start + unit], trailers[number * trailer : (number + 1) * trailer]]
+        done = 0
+        if self._wait_all and not self._rest:
+            try:
+                done = self._socket.recvmsg_into(views, 0, self._wait_all)[0]
+                self._silent = 0
+            except STALLED as error:
+                self._count_silence("the origin stalled in the middle of the bytes", error)
+        if done == len(data) + len(trailers):
+            return
+        for view in views:
+            self._fill_all(view[done:])
+            done = max(0, done - len(view))
+
+    def _fill_all(self, view: memoryview) -> None:
+        while view:
+            count = self._fill(view)
+            if not count:
+                raise OriginUnavailable("the origin closed the connection in the middle of the bytes")
+            view = view[count:]
 
     def _fill(self, view: memoryview) -> int:
         """Fill `view` if it can be; the count of bytes, 0 at the end. A stall before any byte raises.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import ssl
 import threading
@@ -32,11 +33,14 @@ from agent.memory import resident
 from agent.source import Sink
 from agent.transfer.connection import FIRST_PIECES, Connection
 from agent.transfer.heads import ResponseHead
-from agent.transfer.request import PIECE, Endpoint, RangedGet, Redirected
+from agent.transfer.request import PIECE, Endpoint, RangedGet, Redirected, UnitSink
 
 IDLE_SECONDS = 20.0  # below the 60 s and more after which the usual servers close an idle connection
 IDLE_PER_ENDPOINT = 32
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
+
+
+_Take = Callable[[Connection, ResponseHead], None]
 
 
 class Engine:
@@ -55,13 +59,20 @@ class Engine:
 
         When it ends, in whatever way, no thread touches the sink any more.
         """
+        await self._receive(get, functools.partial(self._take_body, get, sink))
+
+    async def receive_units(self, get: RangedGet, sink: UnitSink) -> None:
+        """The same where `get.units` says that the body comes in units."""
+        await self._receive(get, functools.partial(self._take_units, get, sink))
+
+    async def _receive(self, get: RangedGet, take: _Take) -> None:
         transfer = _Transfer()
         loop = asyncio.get_running_loop()
         over: asyncio.Future[BaseException | None] = loop.create_future()
 
         def run() -> None:
             try:
-                self._run(get, sink, transfer)
+                self._run(get, take, transfer)
             except BaseException as error:
                 loop.call_soon_threadsafe(_settle, over, error)
                 raise
@@ -88,9 +99,9 @@ class Engine:
         for connection in idle:
             connection.close()
 
-    def _run(self, get: RangedGet, sink: Sink, transfer: _Transfer) -> None:
+    def _run(self, get: RangedGet, take: _Take, transfer: _Transfer) -> None:
         try:
-            self._exchange(get, sink, transfer)
+            self._exchange(get, take, transfer)
         except ssl.SSLCertVerificationError as error:
             message = f"{get.name}: the origin's certificate is not trusted ({error.verify_message})"
             raise OriginUnavailable(message) from error
@@ -100,12 +111,12 @@ class Engine:
             error.args = (f"{get.name}: {error}",)
             raise
 
-    def _exchange(self, get: RangedGet, sink: Sink, transfer: _Transfer) -> None:
+    def _exchange(self, get: RangedGet, take: _Take, transfer: _Transfer) -> None:
         connection, head = self._answered(get, transfer)
         kept = False
         try:
             _check_head(get, head, connection)
-            self._take_body(get, sink, connection, head)
+            take(connection, head)
             kept = head.keep_alive and not head.chunked and connection.drained
         finally:
             transfer.use(None)
@@ -126,11 +137,21 @@ class Engine:
 
     def _take_body(self, get: RangedGet, sink: Sink, connection: Connection, head: ResponseHead) -> None:
         length = get.extent.length
-        buffer = self._buffer()[: get.piece]
-        first = FIRST_PIECES if get.piece == PIECE and sink.urgency.awaited else ()
-        body = connection.chunked_body(length) if head.chunked else connection.body(length, buffer, first)
+        first = FIRST_PIECES if sink.urgency.awaited else ()
+        if head.chunked:
+            body = connection.chunked_body(length)
+        else:
+            body = connection.body(length, self._buffer(), first)
         for piece in body:
             sink.write(piece)
+
+    def _take_units(self, get: RangedGet, sink: UnitSink, connection: Connection, head: ResponseHead) -> None:
+        assert get.units is not None
+        if head.chunked:
+            raise OriginMisbehaved(f"{get.name} comes in chunks, and not in units")
+        size, trailer = get.units.size, get.units.trailer
+        for data, trailers in connection.units(get.extent.length, self._buffer(), size, trailer):
+            sink.take(data, trailers)
 
     def _buffer(self) -> memoryview:
         if not hasattr(self._local, "buffer"):
@@ -231,9 +252,9 @@ def _check_head(get: RangedGet, head: ResponseHead, connection: Connection) -> N
         _check_content_range(head.headers, get.extent, get.size)
     elif get.extent != Extent(0, get.size):
         raise OriginMisbehaved("the origin ignores Range and answers with the whole object")
-    if not head.chunked and head.headers.get("content-length") != str(get.extent.length):
+    if not head.chunked and head.headers.get("content-length") != str(get.length):
         said = head.headers.get("content-length", "no length")
-        raise OriginMisbehaved(f"the origin answers {said} where {get.extent.length} bytes were asked for")
+        raise OriginMisbehaved(f"the origin answers {said} where {get.length} bytes were asked for")
 
 
 def _check_content_range(headers: Mapping[str, str], extent: Extent, size: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from agent.content import Extent
 from agent.errors import OriginError
@@ -24,6 +25,21 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Units:
+    """A body in units of `size` bytes, the last may be shorter, each with a trailer of `trailer` bytes."""
+
+    size: int
+    trailer: int
+
+
+class UnitSink(Protocol):
+    """Who takes such a body."""
+
+    def take(self, data: memoryview, trailers: memoryview) -> None:
+        """The next units, whole and side by side, and their trailers; both are valid until this returns."""
+
+
+@dataclass(frozen=True, slots=True)
 class RangedGet:
     """One GET of `extent` out of an object of `size` bytes, ready to be sent.
 
@@ -32,7 +48,7 @@ class RangedGet:
     response's headers (lower-case names) and raises VersionChanged where they are of another version.
     `as_stored` says that the version proves the very bytes: a Content-Encoding is then how they were stored,
     and not made for the answer. `name` is for messages: no secret in it. `stall_timeout` is how many seconds
-    the origin may stay silent. `piece` is how many bytes are written into the sink at once, at most.
+    the origin may stay silent. `units` says that the answer has more than the extent's bytes.
     """
 
     endpoint: Endpoint
@@ -45,7 +61,13 @@ class RangedGet:
     as_stored: bool = False
     verify_tls: bool = True
     stall_timeout: float = 10.0
-    piece: int = PIECE
+    units: Units | None = None
+
+    @property
+    def length(self) -> int:
+        """Bytes of the answer's body."""
+        length = self.extent.length
+        return length + (-(-length // self.units.size) * self.units.trailer if self.units else 0)
 
 
 class Redirected(OriginError):

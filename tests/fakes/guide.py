@@ -8,31 +8,20 @@ from collections.abc import Sequence
 from agent.content import Extent, ObjectRef
 from agent.peers.member import Peer
 from agent.peers.messages import Reason
-from agent.peers.units import UNIT, unit_digest
 
 
 class MemoryGuide:
-    """`parents_now` are given to whoever asks, `unknown` times later.
-
-    A digest that is not in `digests` is waited for.
-    """
+    """`parents_now` are given to whoever asks, `unknown` times later."""
 
     def __init__(self, *parents: Peer) -> None:
         self.parents_now: Sequence[Peer] = parents
         self.unknown = 0  # times that whom to ask is not known in time
-        self.digests: dict[tuple[str, int], bytes] = {}
         self.told: list[tuple[str, Extent, Peer | None]] = []
         self.blamed: list[tuple[Peer, Reason]] = []
         self.slow_ones: set[str] = set()
         self.slow_itself = False
         self.relaying = False
         self._answered = asyncio.Event()
-        self._more = asyncio.Event()
-
-    def know(self, ref: ObjectRef, data: bytes) -> None:
-        """Know the digests of all units of an object."""
-        for offset in range(0, len(data), UNIT):
-            self.made(ref, offset // UNIT, unit_digest(data[offset : offset + UNIT]))
 
     async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
         if self.unknown:
@@ -58,19 +47,6 @@ class MemoryGuide:
         self.parents_now, self.slow_ones = parents, {peer.name for peer in slow}
         self._answered.set()
         self._answered = asyncio.Event()
-
-    def known(self, ref: ObjectRef, unit: int) -> bytes | None:
-        return self.digests.get((ref.key, unit))
-
-    async def digest(self, ref: ObjectRef, unit: int) -> bytes | None:
-        while (ref.key, unit) not in self.digests:
-            await self._more.wait()
-        return self.digests[ref.key, unit]
-
-    def made(self, ref: ObjectRef, unit: int, digest: bytes) -> None:
-        self.digests[ref.key, unit] = digest
-        self._more.set()
-        self._more = asyncio.Event()
 
     def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
         self.told.append((ref.key, extent, peer))

@@ -1,7 +1,7 @@
 """A member of the cluster that has the secret and does what it should not: real sockets, scripted faults.
 
-It tells the trackers of all agents that it has whole objects, with the right digests, so that they give it
-as a parent, and counts the ranges that it is asked for. What it answers to a tracker's calls is no answer.
+It tells the trackers of all agents that it has whole objects, so that they give it as a parent, and counts
+the ranges that it is asked for. What it answers to a tracker's calls is no answer.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from types import TracebackType
 from agent.clock import SystemClock
 from agent.content import ObjectRef, chunk_count
 from agent.peers.messages import ALL, SpanId
+from agent.peers.protocol import PREFIX, UNITS_HEADER
 from agent.peers.relay import SPAN
 from agent.peers.secrets import Secrets
 from agent.peers.token import Bound, Tokens, body_digest
-from agent.peers.units import UNIT, digests_name, unit_digest
-from agent.peers.wire import Batch
+from agent.peers.units import KIND
+from agent.peers.wire import CALL, Batch
+from tests.fakes.raw_http import head as http_head
+from tests.harness.units import answer
 
 FAULTS = ("flips", "stalls", "trickles", "ignores Range", "closes", "lies about the length")
 ANNOUNCE_EVERY = 1.0  # seconds
@@ -104,20 +107,23 @@ class RoguePeer:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             return
         if self._fault == "ignores Range":
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data) + data)
+            fields = f"{UNITS_HEADER}: {KIND}", f"Content-Length: {len(data)}"
+            connection.sendall(http_head("200 OK", *fields) + data)
             return
-        said = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes %d-%d/%d\r\nContent-Length: %d\r\n\r\n"
-        length = (end - start) // 2 if self._fault == "lies about the length" else end - start
-        connection.sendall(said % (start, end - 1, len(data), length))
+        right = answer(data, start, end)
+        said, _, body = right.partition(b"\r\n\r\n")
+        if self._fault == "lies about the length":
+            said = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % (len(body) // 2), said)
+        connection.sendall(said + b"\r\n\r\n")
         if self._fault == "stalls":
             self._stop.wait(20)
         elif self._fault == "trickles":
-            for at in range(start, end, TRICKLE):
-                connection.sendall(data[at : min(end, at + TRICKLE)])
+            for at in range(0, len(body), TRICKLE):
+                connection.sendall(body[at : at + TRICKLE])
                 if self._stop.wait(0.05):
                     return
         else:
-            wrong = bytearray(data[start:end])
+            wrong = bytearray(body)
             wrong[len(wrong) // 2] ^= 1
             connection.sendall(wrong)
 
@@ -134,9 +140,8 @@ class RoguePeer:
             for key, data in self._data.items()
             for number in range(-(-chunk_count(len(data), CHUNK) // SPAN))
         ]
-        made = [(digests_name(key), _digests(data)) for key, data in self._data.items()]
-        body = Batch(announce=spans, whole=True, made=made).model_dump_json().encode()
-        target = "/peer/v1/track"
+        body = Batch(announce=spans, whole=True).model_dump_json().encode()
+        target = f"{PREFIX}/{CALL}"
         headers = {
             "Authorization": self._tokens.issue(agent, Bound.of("POST", target, body)),
             "Headrace-Body": body_digest(body),
@@ -149,7 +154,3 @@ class RoguePeer:
             return False
         finally:
             connection.close()
-
-
-def _digests(data: bytes) -> list[tuple[int, str]]:
-    return [(at // UNIT, unit_digest(data[at : at + UNIT]).hex()) for at in range(0, len(data), UNIT)]

@@ -21,9 +21,10 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.content import ObjectRef
-from agent.peers.protocol import OBJECT_HEADER, object_name, object_target
+from agent.peers.protocol import OBJECT_HEADER, UNITS_HEADER, object_name, object_target
 from agent.peers.secrets import Secrets
 from agent.peers.token import Bound, Tokens
+from agent.peers.units import KIND, UNIT
 from bench.crowd import crowd
 from deploy.local.layout import AgentSettings
 from deploy.local.peering import peers_table, write_secret
@@ -59,7 +60,7 @@ class Port:
         connection = http.client.HTTPConnection(self.address, timeout=WITHIN)
         with contextlib.closing(connection):
             token = self.tokens.issue(self.address, Bound("GET", target))
-            connection.request("GET", target, headers={"Authorization": token, **headers})
+            connection.request("GET", target, headers={"Authorization": token, UNITS_HEADER: KIND, **headers})
             return connection.getresponse().status
 
     def pid(self) -> int:
@@ -106,7 +107,7 @@ def test_ten_thousand_connections_bad_heads_ranges_and_ids_cost_no_read_and_stay
                 stranger.sendall(head + b"\r\n\r\n")
             assert answer(stranger)[:10] in (b"", b"HTTP/1.1 4", b"HTTP/1.0 4")
     target, named = object_target(ref), {OBJECT_HEADER: object_name(ref)}
-    assert port.status(target, **named, Range="bytes=0-9") == 206
+    assert port.status(target, **named, Range=f"bytes=0-{UNIT - 1}") == 206
     for wanted in ("bytes=9-1", "bytes=0-1,5-6", "bytes=-5", f"bytes=0-{len(data)}", "bytes=a-b"):
         assert port.status(target, **named, Range=wanted) == 416
     for key in ("../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e", "a" * 33, "%00" * 10):

@@ -18,7 +18,8 @@ from agent.cache.store import Store
 from agent.clock import SystemClock
 from agent.content import ObjectRef
 from agent.metrics import Metrics
-from agent.peers.exchange_server import Call, Exchange, Helper, Stream
+from agent.peers.digests import UnitDigests
+from agent.peers.exchange_server import Call, Exchange, Helper
 from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
 from tests.harness.s3 import free_ports
@@ -46,6 +47,7 @@ class Served:
     exchange: Exchange
     tokens: Tokens
     metrics: Metrics
+    digests: UnitDigests
     address: str
     port: int
 
@@ -75,7 +77,6 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             calls: dict[str, Call] | None = None,
             binary: frozenset[str] = frozenset(),
             helper: Helper | None = None,
-            streams: dict[str, Stream] | None = None,
         ) -> Served:
             directory = tmp_path / name
             directory.mkdir(mode=0o700)
@@ -86,9 +87,10 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             tokens = Tokens(Secrets(secret_file(tmp_path), clock), clock, address)
             metrics = Metrics()
             calls = {} if calls is None else calls
-            exchange = Exchange(store, tokens, clock, metrics, calls, helper, binary=binary, streams=streams)
+            digests = UnitDigests()
+            exchange = Exchange(store, tokens, clock, metrics, calls, digests, helper, binary=binary)
             await exchange.start(("127.0.0.1", port))
             stack.push_async_callback(exchange.close)
-            return Served(store, exchange, tokens, metrics, address, port)
+            return Served(store, exchange, tokens, metrics, digests, address, port)
 
         yield start

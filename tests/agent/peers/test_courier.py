@@ -19,14 +19,17 @@ from agent.peers import courier
 from agent.peers.courier import ARRIVED_WITHIN, SENT_WITHIN, SLICE, Courier
 from agent.peers.outgoing import Outgoing
 from agent.peers.turns import Stream
+from agent.peers.units import UNIT, length_with_digests, unit_digest
 from agent.rate import Rate
 from agent.transfer.landing import Landing
 from tests.agent.peers.conftest import CHUNK, Serve, random_bytes
 from tests.fakes.clock import ManualClock
+from tests.harness.units import with_digests, without_digests
 
 SIZE = 8 * CHUNK
 REF = ObjectRef("s3://models/llama/weights", "etag-1", SIZE)
 DATA = random_bytes(SIZE)
+WHOLE = length_with_digests(Extent(0, SIZE))
 
 
 @dataclass(eq=False)
@@ -35,6 +38,11 @@ class Link:
 
     ours: socket.socket
     transport: asyncio.WriteTransport
+
+
+def digest(cached: CachedObject, unit: int) -> bytes:
+    """The digest of a unit of `DATA`."""
+    return unit_digest(DATA[unit * UNIT : (unit + 1) * UNIT])
 
 
 Open = Callable[[], Awaitable[Link]]
@@ -71,23 +79,26 @@ async def received(link: Link, count: int) -> bytes:
     return bytes(data)
 
 
+async def bytes_of(link: Link, extent: Extent) -> bytes:
+    """The bytes of an extent, each unit of which comes with its digest."""
+    return without_digests(await received(link, length_with_digests(extent)))
+
+
 async def test_an_extent_is_sent_and_the_thread_serves_the_next_stream_too(
     cached: CachedObject, link: Open
 ) -> None:
-    outgoing, one = Outgoing(ManualClock()), await link()
-    for start, end in ((5, SIZE), (0, 3)):
-        sending = asyncio.create_task(
-            outgoing.send("peer", one.transport, cached, Extent(start, end - start))
-        )
-        assert await received(one, end - start) == DATA[start:end]
-        assert await sending == end - start
+    outgoing, one = Outgoing(ManualClock(), digest), await link()
+    for extent in (Extent(UNIT, SIZE - UNIT), Extent(0, UNIT)):
+        sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, extent))
+        assert await bytes_of(one, extent) == DATA[extent.offset : extent.end]
+        assert await sending == extent.length
     await outgoing.close()
 
 
 async def test_a_stream_that_is_given_up_ends_though_its_peer_takes_nothing(
     cached: CachedObject, link: Open
 ) -> None:
-    outgoing, one, other = Outgoing(ManualClock()), await link(), await link()
+    outgoing, one, other = Outgoing(ManualClock(), digest), await link(), await link()
     tasks = [
         asyncio.create_task(outgoing.send("peer", to.transport, cached, Extent(0, SIZE)))
         for to in (one, other)
@@ -105,13 +116,13 @@ async def test_a_stream_that_is_not_read_holds_up_no_other_one_to_its_peer(
     cached: CachedObject, link: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(courier, "LOOK_EVERY", 0.05)
-    outgoing, one, other = Outgoing(ManualClock()), await link(), await link()
+    outgoing, one, other = Outgoing(ManualClock(), digest), await link(), await link()
     first = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, SIZE)))
     assert await received(one, 1) == DATA[:1]
     second = asyncio.create_task(outgoing.send("peer", other.transport, cached, Extent(CHUNK, CHUNK)))
-    assert await received(other, CHUNK) == DATA[CHUNK : 2 * CHUNK]
+    assert await bytes_of(other, Extent(CHUNK, CHUNK)) == DATA[CHUNK : 2 * CHUNK]
     assert await second == CHUNK
-    assert await received(one, SIZE - 1) == DATA[1:]
+    assert await received(one, WHOLE - 1) == with_digests(DATA)[1:]
     assert await first == SIZE
     await outgoing.close()
 
@@ -121,19 +132,19 @@ async def test_while_one_stream_waits_for_its_window_the_next_ones_are_sent(
 ) -> None:
     monkeypatch.setattr(courier, "LOOK_EVERY", 60.0)  # the first one is not taken for one that is not read
     one, other, over = await link(), await link(), list[BaseException | None]()
-    sender = courier.Courier(ManualClock())
+    sender = courier.Courier(ManualClock(), digest)
     for to, extent in ((one, Extent(0, SIZE)), (other, Extent(CHUNK, CHUNK))):
         connection = to.transport.get_extra_info("socket").dup()
         sender.add(Stream(cached, extent, False, connection, to.transport.is_closing, over.append))
     thread = threading.Thread(target=sender.run)
     thread.start()
     # All of it, though the first one takes nothing and nobody looks again.
-    assert await received(other, CHUNK) == DATA[CHUNK : 2 * CHUNK]
-    later = await link()
+    assert await bytes_of(other, Extent(CHUNK, CHUNK)) == DATA[CHUNK : 2 * CHUNK]
+    later, last = await link(), Extent(UNIT, CHUNK)
     connection = later.transport.get_extra_info("socket").dup()
-    sender.add(Stream(cached, Extent(7, CHUNK), False, connection, later.transport.is_closing, over.append))
-    assert await received(later, CHUNK) == DATA[7 : CHUNK + 7]
-    assert await received(one, SIZE) == DATA
+    sender.add(Stream(cached, last, False, connection, later.transport.is_closing, over.append))
+    assert await bytes_of(later, last) == DATA[UNIT : CHUNK + UNIT]
+    assert await bytes_of(one, Extent(0, SIZE)) == DATA
     await asyncio.to_thread(thread.join, 20)
     assert over == [None, None, None]
     assert cached.when_unread(range(8), lambda: None)
@@ -141,7 +152,7 @@ async def test_while_one_stream_waits_for_its_window_the_next_ones_are_sent(
 
 async def test_a_peer_that_takes_nothing_is_cut_off(cached: CachedObject, link: Open) -> None:
     clock = ManualClock()
-    outgoing, one = Outgoing(clock), await link()
+    outgoing, one = Outgoing(clock, digest), await link()
     sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, SIZE)))
     await received(one, 1)
     clock.advance(SENT_WITHIN)
@@ -152,7 +163,7 @@ async def test_a_peer_that_takes_nothing_is_cut_off(cached: CachedObject, link: 
 
 async def test_a_peer_that_takes_its_bytes_slowly_is_cut_off(cached: CachedObject, link: Open) -> None:
     clock = ManualClock()
-    outgoing, one = Outgoing(clock), await link()
+    outgoing, one = Outgoing(clock, digest), await link()
     sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, SIZE)))
     while not sending.done():
         taking = asyncio.create_task(received(one, 16384))
@@ -166,14 +177,14 @@ async def test_a_peer_that_takes_its_bytes_slowly_is_cut_off(cached: CachedObjec
 
 
 async def test_a_peer_that_closes_in_the_middle_ends_its_streams(cached: CachedObject, link: Open) -> None:
-    outgoing, one, other = Outgoing(ManualClock()), await link(), await link()
+    outgoing, one, other = Outgoing(ManualClock(), digest), await link(), await link()
     sending = [
         asyncio.create_task(outgoing.send("peer", to.transport, cached, Extent(0, SIZE)))
         for to in (one, other)
     ]
     await received(one, 1)
     one.ours.close()
-    assert await received(other, SIZE) == DATA
+    assert await bytes_of(other, Extent(0, SIZE)) == DATA
     assert await sending[1] == SIZE
     with pytest.raises(OSError):
         await sending[0]
@@ -184,14 +195,14 @@ async def test_a_peer_that_closes_in_the_middle_ends_its_streams(cached: CachedO
 async def test_where_no_thread_can_be_started_the_stream_fails_and_the_next_one_may_work(
     cached: CachedObject, link: Open
 ) -> None:
-    outgoing, one = Outgoing(ManualClock()), await link()
+    outgoing, one = Outgoing(ManualClock(), digest), await link()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading.Thread, "start", _no_more)
         with pytest.raises(OSError, match="no thread"):
-            await outgoing.send("peer", one.transport, cached, Extent(0, 9))
-    sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, 9)))
-    assert await received(one, 9) == DATA[:9]
-    assert await sending == 9
+            await outgoing.send("peer", one.transport, cached, Extent(0, UNIT))
+    sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, UNIT)))
+    assert await bytes_of(one, Extent(0, UNIT)) == DATA[:UNIT]
+    assert await sending == UNIT
     await outgoing.close()
 
 
@@ -199,12 +210,32 @@ def _no_more(thread: threading.Thread) -> None:
     raise RuntimeError("can't start new thread")
 
 
+async def test_what_arrives_is_sent_by_the_thread_that_receives_it_and_the_rest_by_the_streams_own(
+    serve: Serve, link: Open
+) -> None:
+    cached = await (await serve()).store.acquire(REF)
+    cached.landings[0] = landing = Landing(cached.fd, cached.extent(0))
+    landing.write(memoryview(DATA[:UNIT]))
+    outgoing, one = Outgoing(ManualClock(), digest), await link()
+    sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, CHUNK)))
+    assert await bytes_of(one, Extent(0, UNIT)) == DATA[:UNIT]
+    while not landing.awaited:  # noqa: ASYNC110 - a thread that comes to wait tells nobody
+        await asyncio.sleep(0.001)
+    landing.write(memoryview(DATA[UNIT : UNIT + 1000]))
+    assert await received(one, 1000) == DATA[UNIT : UNIT + 1000]
+    landing.write(memoryview(DATA[UNIT + 1000 : CHUNK]))  # more than the socket takes at once
+    rest = with_digests(DATA[UNIT:CHUNK])[1000:]
+    assert await received(one, len(rest)) == rest
+    assert await sending == CHUNK
+    await outgoing.close()
+
+
 async def test_bytes_that_arrive_no_more_end_the_stream(serve: Serve, link: Open) -> None:
     clock = ManualClock()
     cached = await (await serve()).store.acquire(REF)
     cached.landings[0] = landing = Landing(cached.fd, cached.extent(0))
     landing.write(memoryview(DATA[:1000]))
-    outgoing, one = Outgoing(clock), await link()
+    outgoing, one = Outgoing(clock, digest), await link()
     sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, CHUNK)))
     assert await received(one, 1000) == DATA[:1000]
     while not landing.awaited:  # noqa: ASYNC110 - a thread that comes to wait tells nobody
@@ -219,14 +250,15 @@ async def test_what_is_sent_keeps_to_the_limit_and_can_be_given_up_meanwhile(
     cached: CachedObject, link: Open
 ) -> None:
     clock = ManualClock()
-    outgoing, one = Outgoing(clock, Rate(clock, SLICE)), await link()
+    outgoing, one = Outgoing(clock, digest, Rate(clock, SLICE)), await link()
     sending = asyncio.create_task(outgoing.send("peer", one.transport, cached, Extent(0, SIZE)))
-    assert await received(one, 3 * SLICE) == DATA[: 3 * SLICE]  # what was saved up, a second's, and one more
+    # What was saved up, a second's, and one more.
+    assert await bytes_of(one, Extent(0, 3 * SLICE)) == DATA[: 3 * SLICE]
     assert await clock.next_sleep() > 0
     with pytest.raises(BlockingIOError):
         one.ours.recv(1)
     clock.advance(1.0)
-    assert await received(one, SLICE) == DATA[3 * SLICE : 4 * SLICE]
+    assert await bytes_of(one, Extent(3 * SLICE, SLICE)) == DATA[3 * SLICE : 4 * SLICE]
     sending.cancel()
     await asyncio.wait([sending], timeout=20)
     assert sending.cancelled()
@@ -243,12 +275,12 @@ async def test_what_a_reader_waits_for_does_not_wait_for_what_the_limit_is_owed_
         asked.put((urgent, owed))
         return owed
 
-    sender = Courier(ManualClock(), pay)
+    sender = Courier(ManualClock(), digest, pay)
     thread = threading.Thread(target=sender.run, daemon=True)
     (one, ours), (other, theirs) = socket.socketpair(), socket.socketpair()
     with ours, theirs:
         streams = [
-            Stream(cached, Extent(0, 9), urgent, end, gone=bool, ended=lambda _: None)
+            Stream(cached, Extent(0, UNIT), urgent, end, gone=bool, ended=lambda _: None)
             for urgent, end in ((False, one), (True, other))
         ]
         assert sender.add(streams[0])
@@ -264,4 +296,4 @@ async def test_what_a_reader_waits_for_does_not_wait_for_what_the_limit_is_owed_
         assert urgent
         last.set_result(None)
         await asyncio.to_thread(thread.join, 20)
-    assert [stream.position for stream in streams] == [9, 9]
+    assert [stream.position for stream in streams] == [UNIT, UNIT]

@@ -1,54 +1,44 @@
-"""The book of digests: what is known, what is new, and who is believed."""
+"""What is known of units, and how much of that is kept."""
 
 from __future__ import annotations
 
-from agent.peers.digests import AT_ONCE, DigestBook
+from agent.content import Extent
+from agent.peers.digests import BLOCK, UnitDigests
+from agent.peers.units import UNIT
+
+KEY, OTHER = "a" * 32, "b" * 32
 
 
-def test_only_what_became_known_since_is_told() -> None:
-    book = DigestBook()
-    book.add("a", {0: b"x", 1: b"y"})
-    upto, units = book.since(0)
-    assert units == {0: b"x", 1: b"y"}
-    book.add("b", {2: b"z"})
-    assert book.since(upto) == (3, {2: b"z"})
-    assert book.since(3) == (3, {})
+def digest(number: int) -> bytes:
+    return number.to_bytes(16, "big")
 
 
-def test_a_large_object_is_told_in_parts_that_an_answer_can_hold() -> None:
-    book = DigestBook()
-    digests = {unit: b"%d" % unit for unit in range(2 * AT_ONCE + 3)}
-    book.add("a", digests)
-    upto = 0
-    told: dict[int, bytes] = {}
-    for expected in (AT_ONCE, AT_ONCE, 3, 0):
-        upto, units = book.since(upto)
-        assert len(units) == expected
-        told |= units
-    assert told == digests
+def test_a_digest_is_known_by_its_object_and_its_unit() -> None:
+    digests = UnitDigests()
+    for unit in (0, BLOCK - 1, BLOCK, 10**9):
+        digests.put(KEY, unit, digest(unit))
+    assert [digests.get(KEY, unit) for unit in (0, BLOCK - 1, BLOCK, 10**9)] == [
+        digest(unit) for unit in (0, BLOCK - 1, BLOCK, 10**9)
+    ]
+    assert digests.get(KEY, 1) is None
+    assert digests.get(OTHER, 0) is None
+    digests.put(KEY, 0, digest(7))
+    assert digests.get(KEY, 0) == digest(7)
 
 
-def test_the_count_of_another_tracker_gives_everything_again() -> None:
-    book = DigestBook()
-    book.add("a", {0: b"x"})
-    assert book.since(17) == (1, {0: b"x"})
-    assert book.since(-1) == (1, {0: b"x"})
+def test_an_extent_is_known_with_its_last_unit() -> None:
+    digests = UnitDigests()
+    digests.put(KEY, 0, digest(0))
+    assert digests.knows(KEY, Extent(5, UNIT - 5))
+    assert not digests.knows(KEY, Extent(5, UNIT - 4))
+    digests.put(KEY, 1, digest(1))
+    assert digests.knows(KEY, Extent(5, UNIT - 4))
 
 
-def test_the_first_report_counts_until_two_others_agree_on_another() -> None:
-    book = DigestBook()
-    book.add("liar", {0: b"bad"})
-    book.add("a", {0: b"good"})
-    assert book.get(0) == b"bad"
-    upto, _ = book.since(0)
-    book.add("b", {0: b"good"})
-    assert book.since(upto) == (2, {0: b"good"})
-
-
-def test_one_member_has_one_vote_however_often_it_reports() -> None:
-    book = DigestBook()
-    book.add("a", {0: b"good"})
-    for digest in (b"bad", b"worse", b"bad"):
-        book.add("liar", {0: digest})
-    assert book.get(0) == b"good"
-    assert book.get(1) is None
+def test_what_came_first_is_forgotten_where_there_is_too_much() -> None:
+    digests = UnitDigests(most_blocks=2)
+    for unit in (0, BLOCK, 1, 2 * BLOCK):
+        digests.put(KEY, unit, digest(unit))
+    assert [digests.get(KEY, unit) for unit in (0, 1)] == [None, None]
+    assert digests.get(KEY, BLOCK) == digest(BLOCK)
+    assert digests.get(KEY, 2 * BLOCK) == digest(2 * BLOCK)

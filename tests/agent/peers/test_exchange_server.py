@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,16 +18,26 @@ from agent.clock import SystemClock
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest
 from agent.peers import gate
-from agent.peers.protocol import BODY_HEADER, OBJECT_HEADER, URGENT_HEADER, object_name, object_target
+from agent.peers.protocol import (
+    BODY_HEADER,
+    OBJECT_HEADER,
+    UNITS_HEADER,
+    URGENT_HEADER,
+    object_name,
+    object_target,
+)
 from agent.peers.secrets import Secrets
 from agent.peers.token import Bound, Tokens, body_digest
+from agent.peers.units import DIGEST, KIND, UNIT
 from agent.source import Urgency
 from agent.transfer.landing import Landing
 from tests.agent.peers.conftest import CHUNK, Serve, Served, random_bytes, secret_file
+from tests.harness.units import with_digests, without_digests
 
 SIZE = 2 * CHUNK + 12345
 REF = ObjectRef("s3://models/llama/weights", "etag-1", SIZE)
 DATA = random_bytes(SIZE)
+FIRST = f"bytes=0-{UNIT - 1}"  # the first unit
 
 
 @dataclass
@@ -85,6 +96,7 @@ def get(served: Addressed, tokens: Tokens, ref: ObjectRef, wanted: str, target: 
     return {
         "Authorization": tokens.issue(served.address, Bound("GET", target)),
         OBJECT_HEADER: object_name(ref),
+        UNITS_HEADER: KIND,
         "Range": wanted,
     }
 
@@ -103,35 +115,56 @@ async def served(serve: Serve) -> Served:
 
 
 @pytest.mark.parametrize(
-    ("start", "end"), [(0, CHUNK), (CHUNK - 7, CHUNK + 9), (0, SIZE), (SIZE - 1, SIZE), (1, 2)]
+    ("start", "end"),
+    [(0, CHUNK), (CHUNK - UNIT, CHUNK + UNIT), (0, SIZE), (2 * CHUNK, SIZE), (UNIT, 2 * UNIT)],
 )
 async def test_a_range_that_is_in_the_store_is_sent(served: Served, start: int, end: int) -> None:
     await served.keep(REF, DATA)
     found = await fetched(served, f"bytes={start}-{end - 1}")
     assert found.status == 206
     assert found.headers["content-range"] == f"bytes {start}-{end - 1}/{SIZE}"
-    assert found.body == DATA[start:end]
+    assert found.headers["headrace-units"] == KIND
+    assert without_digests(found.body) == DATA[start:end]
+
+
+async def test_a_chunk_that_is_damaged_is_404_and_the_others_are_served(served: Served) -> None:
+    cached = await served.keep(REF, DATA)
+    os.pwrite(cached.fd, b"damaged", CHUNK - 7)
+    assert (await fetched(served, FIRST)).status == 404
+    assert (await fetched(served, f"bytes={CHUNK}-{CHUNK + UNIT - 1}")).status == 206
+
+
+@pytest.mark.parametrize("kind", [None, "", "sha256/131072", f"{KIND}0"])
+async def test_who_knows_no_units_of_this_kind_is_answered_404(served: Served, kind: str | None) -> None:
+    await served.keep(REF, DATA)
+    headers = get(served, served.tokens, REF, FIRST)
+    del headers[UNITS_HEADER]
+    wire = await Wire.to(served)
+    await wire.ask("GET", object_target(REF), headers if kind is None else headers | {UNITS_HEADER: kind})
+    assert (await wire.answer()).status == 404
+    await wire.close()
 
 
 async def test_one_connection_takes_one_request_after_the_other(served: Served) -> None:
     await served.keep(REF, DATA)
     wire = await Wire.to(served)
-    for offset in (5, CHUNK, 0):
-        wanted = f"bytes={offset}-{offset + 99}"
+    for offset in (UNIT, CHUNK, 0):
+        wanted = f"bytes={offset}-{offset + UNIT - 1}"
         await wire.ask("GET", object_target(REF), get(served, served.tokens, REF, wanted))
-        assert (await wire.answer()).body == DATA[offset : offset + 100]
+        assert without_digests((await wire.answer()).body) == DATA[offset : offset + UNIT]
     await wire.close()
 
 
 async def test_what_is_not_in_the_store_is_404_and_no_object_is_made_of_the_question(
     served: Served,
 ) -> None:
-    assert (await fetched(served, "bytes=0-9")).status == 404
+    assert (await fetched(served, FIRST)).status == 404
     assert served.store.peek(REF) is None
     assert await served.store.present_bytes([REF.key]) == {}
     await served.keep(REF, DATA, 1)
-    assert (await fetched(served, "bytes=0-9")).status == 404
-    assert (await fetched(served, f"bytes={CHUNK}-{CHUNK + 9}")).body == DATA[CHUNK : CHUNK + 10]
+    assert (await fetched(served, FIRST)).status == 404
+    found = await fetched(served, f"bytes={CHUNK}-{CHUNK + UNIT - 1}")
+    assert without_digests(found.body) == DATA[CHUNK : CHUNK + UNIT]
 
 
 def landing_of(cached: CachedObject, chunk: int) -> Landing:
@@ -149,16 +182,19 @@ async def test_bytes_are_passed_on_while_they_arrive(served: Served) -> None:
     landing = landing_of(cached, 0)
     await write(landing, DATA[:1000])
     wire = await Wire.to(served)
-    await wire.ask("GET", object_target(REF), get(served, served.tokens, REF, f"bytes=10-{CHUNK - 1}"))
+    await wire.ask("GET", object_target(REF), get(served, served.tokens, REF, f"bytes=0-{CHUNK - 1}"))
     async with asyncio.timeout(20):
         assert (await wire.head()).status == 206
-        assert await wire.reader.readexactly(990) == DATA[10:1000]
+        assert await wire.reader.readexactly(1000) == DATA[:1000]
         await write(landing, DATA[1000:1001])
         assert await wire.reader.readexactly(1) == DATA[1000:1001]
-        await write(landing, DATA[1001 : CHUNK - 1])
-        assert await wire.reader.readexactly(CHUNK - 1002) == DATA[1001 : CHUNK - 1]
+        await write(landing, DATA[1001:UNIT])
+        assert await wire.reader.readexactly(UNIT - 1001 + DIGEST) == with_digests(DATA[:UNIT])[1001:]
+        await write(landing, DATA[UNIT : CHUNK - 1])
+        rest = with_digests(DATA[UNIT:CHUNK])
+        assert await wire.reader.readexactly(len(rest) - 1 - DIGEST) == rest[: -1 - DIGEST]
         await write(landing, DATA[CHUNK - 1 : CHUNK])
-        assert await wire.reader.readexactly(1) == DATA[CHUNK - 1 : CHUNK]
+        assert await wire.reader.readexactly(1 + DIGEST) == rest[-1 - DIGEST :]
     await wire.close()
     assert not landing.awaited
 
@@ -168,9 +204,9 @@ async def test_bytes_that_break_off_end_the_connection_and_not_the_answer(served
     landing = landing_of(cached, 0)
     await write(landing, DATA[:1000])
     wire = await Wire.to(served)
-    await wire.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-1999"))
+    await wire.ask("GET", object_target(REF), get(served, served.tokens, REF, FIRST))
     async with asyncio.timeout(20):
-        assert (await wire.head()).headers["content-length"] == "2000"
+        assert (await wire.head()).headers["content-length"] == str(UNIT + DIGEST)
         assert await wire.reader.readexactly(1000) == DATA[:1000]
         del cached.landings[0]
         landing.dismiss()
@@ -193,6 +229,8 @@ async def test_a_peer_that_goes_away_lets_go_of_the_object(served: Served) -> No
     "wanted",
     [
         "bytes=9-1",
+        "bytes=0-9",
+        f"bytes=1-{UNIT - 1}",
         "bytes=0-1,5-6",
         "bytes=-5",
         "bytes=5-",
@@ -231,9 +269,6 @@ class Asked:
     def disown(self, owner: object) -> None:
         pass
 
-    async def vouch(self, cached: CachedObject, extent: Extent) -> None:
-        pass
-
 
 @pytest.mark.parametrize(
     "said", ["1", "", "0", "2", "-1", "1, 1", "true", "9" * 5000, "\xff\xfe", "1\r\nHeadrace-Urgent: 0"]
@@ -243,7 +278,7 @@ async def test_only_a_1_makes_a_request_urgent_and_nothing_makes_it_fail(serve: 
     served = await serve(helper=helper)
     await served.keep(REF, DATA, 1)
     wire = await Wire.to(served)
-    for wanted, status in (("bytes=0-9", 404), (f"bytes={CHUNK}-{CHUNK + 9}", 206)):
+    for wanted, status in ((FIRST, 404), (f"bytes={CHUNK}-{CHUNK + UNIT - 1}", 206)):
         headers = get(served, served.tokens, REF, wanted) | {URGENT_HEADER: said}
         await wire.ask("GET", object_target(REF), headers)
         assert (await wire.answer()).status == status
@@ -255,7 +290,7 @@ async def test_only_a_1_makes_a_request_urgent_and_nothing_makes_it_fail(serve: 
 @pytest.mark.parametrize("name", ["", "!", "W10=", "WzEsMiwzXQ==", "A" * 7000, "bnVsbA=="])
 async def test_a_name_that_is_not_the_keys_is_400(served: Served, name: str) -> None:
     wire = await Wire.to(served)
-    headers = get(served, served.tokens, REF, "bytes=0-9") | {OBJECT_HEADER: name}
+    headers = get(served, served.tokens, REF, FIRST) | {OBJECT_HEADER: name}
     await wire.ask("GET", object_target(REF), headers)
     assert (await wire.answer()).status == 400
     await wire.close()
@@ -268,7 +303,7 @@ async def test_a_request_without_a_good_token_is_401_logged_and_nothing_is_read(
     served: Served, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     await served.keep(REF, DATA)
-    headers = get(served, served.tokens, REF, "bytes=0-9")
+    headers = get(served, served.tokens, REF, FIRST)
     bound = Bound("GET", object_target(REF))
     if kind == "none":
         del headers["Authorization"]
@@ -386,11 +421,11 @@ async def test_strangers_beyond_their_number_are_503_and_a_member_is_served(
     served = await serve()
     await served.keep(REF, DATA)
     member = await Wire.to(served)
-    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-9"))
+    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, FIRST))
     assert (await member.answer()).status == 206
     strangers = [await Wire.to(served) for _ in range(6)]
     assert (await strangers[-1].answer()).status == 503
-    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-9"))
+    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, FIRST))
     assert (await member.answer()).status == 206
     for wire in [*strangers, member]:
         await wire.close()
@@ -404,7 +439,7 @@ async def test_a_head_that_comes_byte_by_byte_is_cut_off_and_an_idle_member_is_n
     served = await serve()
     await served.keep(REF, DATA)
     member, slow = await Wire.to(served), await Wire.to(served)
-    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-9"))
+    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, FIRST))
     assert (await member.answer()).status == 206
     slow.writer.write(b"GET / HTTP/1.1\r\nX: ")
 
@@ -417,7 +452,7 @@ async def test_a_head_that_comes_byte_by_byte_is_cut_off_and_an_idle_member_is_n
                     await asyncio.wait_for(slow.reader.read(1), 0.02)
 
     await asyncio.wait_for(drip(), 10)
-    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, "bytes=0-9"))
+    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, FIRST))
     assert (await member.answer()).status == 206
     for wire in (member, slow):
         await wire.close()

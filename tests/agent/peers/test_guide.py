@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +13,21 @@ import pytest
 
 from agent.clock import SystemClock
 from agent.content import Extent, ObjectRef
+from agent.errors import BadRequest
 from agent.peers import guide as guide_module
 from agent.peers.courses import Courses, group_of
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.guide import ASK_WITHIN, RelayGuide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
-from agent.peers.messages import Answer, Digests, Renewal, SpanId
+from agent.peers.messages import Answer, Renewal, SpanId
 from agent.peers.placement import tracker_of
 from agent.peers.relay import Place
 from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
-from agent.peers.units import digests_name
-from agent.peers.wire import CALL, FOLLOW, Batch, Reply, answer_as, digests_as, parse_batch, renewal_as
+from agent.peers.wire import AGAIN, CALL, Batch, Reply, answer_as, parse_batch, parse_reply, renewal_as
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import CHUNK, Serve, secret_file
 from tests.fakes.discovery import MemoryDiscovery
@@ -123,17 +123,6 @@ async def test_a_reader_waits_for_a_bad_tracker_no_longer_than_it_may(
         over.set()
 
 
-async def test_a_digest_that_was_made_here_is_known_at_once_and_one_that_comes_is_waited_for(
-    member: Member,
-) -> None:
-    ref = tracked_by(OWN)
-    member.guide.made(ref, 3, b"3" * 16)
-    assert await member.guide.digest(ref, 3) == b"3" * 16
-    waiting = asyncio.ensure_future(member.guide.digest(ref, 4))
-    asyncio.get_running_loop().call_later(0.05, member.guide.made, ref, 4, b"4" * 16)
-    assert await asyncio.wait_for(waiting, 10) == b"4" * 16
-
-
 async def test_after_a_failure_the_other_parents_serve_while_a_new_tracker_is_silent(member: Member) -> None:
     others = [Peer(f"127.0.0.1:{port}", f"127.0.0.1:{port}") for port in (2, 3)]
     with socket.create_server(("127.0.0.1", 0)) as never_accepts:
@@ -194,19 +183,6 @@ async def test_where_a_tracker_is_gone_the_next_one_answers_the_same_reader(memb
     assert list(await member.guide.parents(ref, FIRST) or ()) == [holder]
 
 
-async def test_where_a_tracker_is_gone_digests_come_from_the_next_one_and_not_after_a_turn_of_announcing(
-    member: Member, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guide_module, "ANNOUNCE_EVERY", 3600.0)
-    name = f"127.0.0.1:{free_ports(1)[0]}"
-    gone, head_of_it = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
-    ref = led_by((gone, OWN, head_of_it), (OWN, head_of_it))
-    member.discovery.set([gone, head_of_it])
-    made = [(digests_name(ref.key), [(4, (b"4" * 16).hex())])]
-    member.tracking.answer(head_of_it.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=made))
-    assert await asyncio.wait_for(member.guide.digest(ref, 4), 10) == b"4" * 16
-
-
 async def test_what_a_tracker_did_not_take_is_told_to_the_next_one(member: Member) -> None:
     name = f"127.0.0.1:{free_ports(1)[0]}"
     gone, head_of_it = Peer(name, name), Peer("127.0.0.1:2", "127.0.0.1:2")
@@ -216,96 +192,16 @@ async def test_what_a_tracker_did_not_take_is_told_to_the_next_one(member: Membe
     member.guide.failed(ref, FIRST, head_of_it, "silent")
     await member.guide.parents(ref, FIRST)  # tells the next one where this agent stands: once
     member.discovery.set([gone, head_of_it])
-    member.guide.made(ref, 4, b"4" * 16)
     member.guide.brought(ref, FIRST, None)
+    asked = Batch(asks=[((ref.key, 0), 1, [])])
+
+    def routes() -> list[str]:
+        return member.tracking.answer(head_of_it.name, asked).answers[0].routes[0]
+
     async with asyncio.timeout(10):
-        followed = member.tracking.follow(head_of_it.name, Batch(digests=[(digests_name(ref.key), 0)]))
-        while not (reply := await anext(followed)).digests[0].units:
-            pass
-    assert [unit for unit, _ in reply.digests[0].units] == [4]
-    asked = member.tracking.answer(head_of_it.name, Batch(asks=[((ref.key, 0), 1, [])]))
-    assert asked.answers[0].routes == [[OWN.name]]
-
-
-async def test_digests_that_the_tracker_knows_are_here_before_bytes_wait_for_them(member: Member) -> None:
-    other = Peer("127.0.0.1:2", "127.0.0.1:2")
-    ref = led_by((OWN, other))
-    member.discovery.set([other])
-    made = [(digests_name(ref.key), [(4, (b"4" * 16).hex())])]
-    member.tracking.answer(other.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=made))
-    assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
-    assert member.guide.known(ref, 4) == b"4" * 16
-
-
-@pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("followed", [True, False])
-async def test_digests_are_asked_for_with_the_parents_and_not_when_bytes_wait_for_them(
-    member: Member, serve: Serve, followed: bool
-) -> None:
-    tracking = Tracking(Tracker(SystemClock()), SystemClock())
-    heard: asyncio.Queue[Batch] = asyncio.Queue()
-
-    async def call(sender: str, body: bytes) -> bytes:
-        if (batch := parse_batch(body)).digests and not batch.asks:
-            heard.put_nowait(batch)
-        return await tracking.call(sender, body)
-
-    async def follow(sender: str, body: bytes) -> AsyncGenerator[bytes, None]:
-        heard.put_nowait(parse_batch(body))
-        async with aclosing(tracking.call_follow(sender, body)) as lines:
-            async for line in lines:
-                yield line
-
-    served = await serve(calls={CALL: call}, streams={FOLLOW: follow} if followed else {})
-    tracker, other = Peer(served.address, served.address), Peer("127.0.0.1:2", "127.0.0.1:2")
-    ref = next(one for one in objects() if _tracker(one, tracker, OWN, other) == tracker)
-    book = digests_name(ref.key)
-    tracking.answer(other.name, Batch(announce=[(SpanId.of(ref.key, 0), 1, None)]))
-    member.discovery.set([tracker, other])
-    assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
-    assert (await asyncio.wait_for(heard.get(), 10)).digests == [(book, 0)]
-    tracking.answer(other.name, Batch(announce=[], made=[(book, [(1, (b"1" * 16).hex())])]))
-    assert await asyncio.wait_for(member.guide.digest(ref, 1), 10) == b"1" * 16
-
-
-async def test_what_is_new_after_a_while_is_told_at_once_and_what_follows_gathers(
-    member: Member, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guide_module, "TELL_EVERY", 3600.0)
-    heard: asyncio.Queue[list[int]] = asyncio.Queue()
-    tracking = Tracking(Tracker(SystemClock()), SystemClock())
-
-    async def call(sender: str, body: bytes) -> bytes:
-        for _, units in parse_batch(body).made:
-            heard.put_nowait([unit for unit, _ in units])
-        return await tracking.call(sender, body)
-
-    served = await serve(calls={CALL: call})
-    tracker = Peer(served.address, served.address)
-    member.discovery.set([tracker])
-    ref = tracked_by(tracker, OWN)
-    member.guide.made(ref, 0, b"0" * 16)
-    assert await asyncio.wait_for(heard.get(), 10) == [0]
-    for unit in (1, 2):
-        member.guide.made(ref, unit, bytes(16))
-    member.guide.brought(ref, FIRST, None)  # chunks are told within half a second, and all else with them
-    assert await asyncio.wait_for(heard.get(), 10) == [1, 2]
-
-
-async def test_digests_of_agents_of_another_version_are_not_known_here_and_ours_not_there(
-    member: Member,
-) -> None:
-    older = Peer("127.0.0.1:2", "127.0.0.1:2")
-    ref = led_by((OWN, older))
-    member.discovery.set([older])
-    of_older = (ref.key, [(4, (b"4" * 16).hex())])
-    of_newer = (digests_name(ref.key), [(5, (b"5" * 16).hex())])
-    told = Batch(announce=[(SpanId.of(ref.key, 0), 1, None)], made=[of_older, of_newer])
-    member.tracking.answer(older.name, told)
-    assert await asyncio.wait_for(member.guide.digest(ref, 5), 10) == b"5" * 16
-    assert member.guide.known(ref, 4) is None
-    reply = member.tracking.answer(older.name, Batch(digests=[(ref.key, 0)]))
-    assert [unit for unit, _ in reply.digests[0].units] == [4]
+        while not routes():  # noqa: ASYNC110 - a tracker tells nobody what it has heard
+            await asyncio.sleep(0.01)
+    assert routes() == [OWN.name]
 
 
 async def announced_with_an_ask(heard: asyncio.Queue[Batch]) -> object:
@@ -352,10 +248,9 @@ async def test_a_member_that_has_to_wait_for_its_place_keeps_the_one_it_had_for_
     async def first(sender: str, body: bytes) -> bytes:
         batch = parse_batch(body)
         found = [answer_as(answers.pop(0)) for _ in batch.asks]
-        none = [digests_as(Digests(0, 0.05, {})) for _ in batch.digests]
         if batch.asks and not answers:
             member.discovery.set([second])
-        return Reply(answers=found, digests=none).model_dump_json().encode()
+        return Reply(answers=found).model_dump_json().encode()
 
     async def then(sender: str, body: bytes) -> bytes:
         heard.put_nowait(parse_batch(body))
@@ -384,8 +279,7 @@ async def test_any_answer_of_the_tracker_may_have_a_member_ask_again_and_streams
         found = [answer_as(answers.pop(0)) for _ in batch.asks]
         again = [(ref.key, 0)] if batch.fastest and len(answers) == 1 else []
         renewal = renewal_as(Renewal(6.0)) if batch.announce is not None else None
-        none = [digests_as(Digests(0, 0.05, {})) for _ in batch.digests]
-        reply = Reply(renewal=renewal, answers=found, again=again, digests=none)
+        reply = Reply(renewal=renewal, answers=found, again=again)
         return reply.model_dump_json().encode()
 
     served = await serve(calls={CALL: track})
@@ -400,3 +294,45 @@ async def test_any_answer_of_the_tracker_may_have_a_member_ask_again_and_streams
     assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
     assert member.guide.left(ref, FIRST, slow)
     assert not member.guide.left(ref, FIRST, other)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_a_tracker_has_a_member_ask_again_that_said_nothing(member: Member, serve: Serve) -> None:
+    one, other = [Peer(f"127.0.0.1:{port}", f"127.0.0.1:{port}") for port in (2, 3)]
+    place = Place(0, 1, 3, 0, 3)
+    answers = [Answer(0.0, place, ((one,),)), Answer(0.0, place, ((other,),))]
+
+    async def track(sender: str, body: bytes) -> bytes:
+        batch = parse_batch(body)
+        found = [answer_as(answers.pop(0)) for _ in batch.asks]
+        renewal = renewal_as(Renewal(6.0)) if batch.announce is not None else None
+        return Reply(renewal=renewal, answers=found).model_dump_json().encode()
+
+    served = await serve(calls={CALL: track})
+    tracker = Peer(served.address, served.address)
+    ref = next(found for found in objects() if _tracker(found, tracker, OWN, one, other) == tracker)
+    member.discovery.set([tracker, one, other])
+    assert list(await member.guide.parents(ref, FIRST) or ()) == [one]
+    rerouted = asyncio.ensure_future(member.guide.rerouted(ref, FIRST))
+    await asyncio.sleep(0)
+    body = Reply(again=[(ref.key, 0)]).model_dump_json().encode()
+    assert await member.guide.called_again(tracker.name, body) == b""
+    await asyncio.wait_for(rerouted, 10)
+    assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
+    with pytest.raises(BadRequest):
+        await member.guide.called_again(tracker.name, b"[]")
+
+
+async def test_a_member_that_is_the_tracker_calls_the_others_that_have_to_ask_again(
+    member: Member, serve: Serve
+) -> None:
+    heard: asyncio.Queue[Reply] = asyncio.Queue()
+
+    async def again(sender: str, body: bytes) -> bytes:
+        heard.put_nowait(parse_reply(body, Batch()))
+        return b""
+
+    served = await serve(calls={AGAIN: again})
+    gone = f"127.0.0.1:{free_ports(1)[0]}"
+    member.tracking.push({gone: [("a" * 32, 1)], served.address: [("a" * 32, 7)], OWN.name: []})
+    assert (await asyncio.wait_for(heard.get(), 10)).again == [("a" * 32, 7)]

@@ -17,14 +17,16 @@ from agent.errors import OriginUnavailable, StoreFull
 from agent.metrics import Metrics
 from agent.peers import paths
 from agent.peers import source as source_module
+from agent.peers.digests import UnitDigests
 from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
+from agent.peers.protocol import UNITS_HEADER
 from agent.peers.queue import FEWEST
 from agent.peers.secrets import Secrets
 from agent.peers.source import PeerSource
 from agent.peers.token import Tokens
-from agent.peers.units import UNIT
+from agent.peers.units import DIGEST, KIND, UNIT, unit_digest
 from agent.source import Urgency
 from agent.transfer.engine import Engine
 from agent.transfer.landing import Landing
@@ -34,6 +36,7 @@ from tests.fakes.raw_http import CLOSE, RESET, RawServer, head, partial
 from tests.fakes.source import Gate, MemorySource
 from tests.harness.s3 import free_ports
 from tests.harness.sink import MemorySink
+from tests.harness.units import answer
 
 SIZE = 2 * CHUNK + 12345
 REF = ObjectRef("s3://models/llama/weights", "etag-1", SIZE)
@@ -57,6 +60,7 @@ class Asking:
     guide: MemoryGuide
     client: ExchangeClient
     liveness: Liveness
+    digests: UnitDigests
     metrics: Metrics
 
     async def read(self, extent: Extent = FIRST, urgency: Urgency = Urgency.PREFETCH) -> bytes:
@@ -83,8 +87,9 @@ async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
         stack.push_async_callback(client.close)
         origin, guide, liveness = StatingSource({REF.uri: DATA}), MemoryGuide(), Liveness(clock)
         metrics = Metrics()
-        source = PeerSource(origin, guide, client, liveness, clock, metrics)
-        yield Asking(source, origin, guide, client, liveness, metrics)
+        digests = UnitDigests()
+        source = PeerSource(origin, guide, client, liveness, digests, clock, metrics)
+        yield Asking(source, origin, guide, client, liveness, digests, metrics)
 
 
 def peer(port: int) -> Peer:
@@ -100,7 +105,6 @@ async def has(serve: Serve, name: str = "store") -> Served:
 async def test_what_a_peer_has_costs_no_byte_of_the_origin(asking: Asking, serve: Serve) -> None:
     served = await has(serve)
     asking.guide.parents_now = [peer(served.port)]
-    asking.guide.know(REF, DATA)
     assert await asking.read() == DATA[:CHUNK]
     assert await asking.read(Extent(2 * CHUNK, 12345)) == DATA[2 * CHUNK :]
     assert await asking.read(Extent(UNIT + 5, 7)) == DATA[UNIT + 5 : UNIT + 12]
@@ -108,57 +112,75 @@ async def test_what_a_peer_has_costs_no_byte_of_the_origin(asking: Asking, serve
     assert [told[2] for told in asking.guide.told] == [peer(served.port)] * 3
 
 
-async def test_without_a_peer_the_head_reads_the_origin_and_tells_the_digests(asking: Asking) -> None:
+def known(digests: UnitDigests, extent: Extent = FIRST) -> bool:
+    """Whether the digests of all units are known, and right."""
+    units = range(extent.offset // UNIT, -(-extent.end // UNIT))
+    return all(digests.get(REF.key, n) == unit_digest(DATA[n * UNIT : (n + 1) * UNIT]) for n in units)
+
+
+async def test_without_a_peer_the_head_reads_the_origin_and_makes_the_digests(asking: Asking) -> None:
     assert await asking.read() == DATA[:CHUNK]
     assert asking.origin.fetches == [FIRST]
-    other = MemoryGuide()
-    other.know(REF, DATA[:CHUNK])
-    await asyncio.sleep(0)
-    assert asking.guide.digests == other.digests
+    assert known(asking.digests)
     assert asking.guide.told == [(REF.key, FIRST, None)]
 
 
-async def test_a_head_that_is_cut_short_tells_every_digest_in_the_end(asking: Asking) -> None:
+async def test_a_head_that_is_cut_short_has_every_digest_in_the_end(asking: Asking) -> None:
     asking.origin.script(UNIT + 100, OriginUnavailable("gone"))
     sink = MemorySink(0, CHUNK)
     with pytest.raises(OriginUnavailable):
         await asking.source.fetch(REF, sink)
     await asking.source.fetch(REF, sink)
     assert bytes(sink.data) == DATA[:CHUNK]
-    await asyncio.sleep(0)
-    assert len(asking.guide.digests) == CHUNK // UNIT
+    assert known(asking.digests)
+
+
+UNITS = CHUNK // UNIT
+SENT = UNIT + DIGEST  # bytes of a unit on the wire
 
 
 def whole(data: bytes) -> bytes:
-    return partial(data, 0, CHUNK)
+    return answer(data, 0, CHUNK)
 
 
-def flipped() -> bytes:
-    wrong = bytearray(DATA)
-    wrong[2 * UNIT + 99] ^= 0x10
+def until(units: float) -> bytes:
+    """The right answer up to so many units."""
+    return whole(DATA)[: len(whole(DATA)) - int((UNITS - units) * SENT)]
+
+
+def flipped(at: int) -> bytes:
+    wrong = bytearray(whole(DATA))
+    wrong[len(wrong) - UNITS * SENT + at] ^= 0x10
     return bytes(wrong)
 
 
+UNITS_OF_OURS, SHORT = f"{UNITS_HEADER}: {KIND}", "Content-Length: 3"
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
-    "flips a bit": ((whole(flipped())[: CHUNK + 500],), "wrong"),
-    "stalls after the head": ((partial(DATA, 0, CHUNK)[:100], threading.Event()), "silent"),
+    "flips a bit": ((flipped(2 * SENT + 99),), "wrong"),
+    "flips a bit of a digest": ((flipped(3 * SENT - 1),), "wrong"),
+    "sends no digests": ((partial(DATA, 0, CHUNK),), "absent"),
+    "sends other units": ((answer(DATA, 0, CHUNK, kind=f"sha256/{UNIT}"),), "absent"),
+    "stalls after the head": ((until(0)[:-100], threading.Event()), "silent"),
     # After a whole unit: a part of the next one is seen after 4 s only, when the third look finds it silent.
-    "stalls in the middle": ((whole(DATA)[: -(CHUNK - UNIT)], threading.Event()), "silent"),
-    "answers 200 with everything": ((head("200 OK", f"Content-Length: {SIZE}"), DATA, CLOSE), "wrong"),
-    "answers another range": ((partial(DATA, UNIT, UNIT + CHUNK),), "wrong"),
+    "stalls in the middle": ((until(1), threading.Event()), "silent"),
+    "answers 200 with everything": (
+        (head("200 OK", UNITS_OF_OURS, f"Content-Length: {SIZE}"), DATA, CLOSE),
+        "wrong",
+    ),
+    "answers another range": ((answer(DATA, UNIT, UNIT + CHUNK),), "wrong"),
     "says another size": (
-        (head("206 Partial Content", f"Content-Range: bytes 0-{CHUNK - 1}/5"), CLOSE),
+        (head("206 Partial Content", UNITS_OF_OURS, f"Content-Range: bytes 0-{CHUNK - 1}/5"), CLOSE),
         "wrong",
     ),
     "says another length": (
         (
-            head("206 Partial Content", f"Content-Range: bytes 0-{CHUNK - 1}/{SIZE}", "Content-Length: 3"),
+            head("206 Partial Content", UNITS_OF_OURS, f"Content-Range: bytes 0-{CHUNK - 1}/{SIZE}", SHORT),
             CLOSE,
         ),
         "wrong",
     ),
     "closes at once": ((CLOSE,), "silent"),
-    "breaks off in the middle": ((whole(DATA)[: 2 * UNIT], RESET), "silent"),
+    "breaks off in the middle": ((until(1.5), RESET), "silent"),
     "says no HTTP": ((b"hello\r\n\r\n",), "wrong"),
     "redirects": ((head("302 Found", "Location: http://127.0.0.1:1/"), CLOSE), "silent"),
     "has it not": ((head("404 Not Found", "Content-Length: 0"), CLOSE), "absent"),
@@ -172,10 +194,9 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
 async def test_a_bad_peer_costs_a_bounded_time_and_the_next_one_goes_on(
     asking: Asking, serve: Serve, fault: str
 ) -> None:
-    answer, reason = BAD[fault]
+    said, reason = BAD[fault]
     served = await has(serve)
-    asking.guide.know(REF, DATA)
-    with RawServer(answer) as bad:
+    with RawServer(said) as bad:
         asking.guide.parents_now = [peer(bad.port), peer(served.port)]
         begun = asyncio.get_running_loop().time()
         assert await asking.read() == DATA[:CHUNK]
@@ -183,7 +204,7 @@ async def test_a_bad_peer_costs_a_bounded_time_and_the_next_one_goes_on(
         assert not asking.origin.fetches
         assert asking.guide.blamed == [(peer(bad.port), reason)]
         assert asking.counted(reason) == 1
-        if reason != "absent":
+        if fault != "has it not":
             assert not asking.liveness.usable(peer(bad.port).name)
             assert await asking.read(Extent(CHUNK, CHUNK)) == DATA[CHUNK : 2 * CHUNK]
             assert len(bad.requests) == 1
@@ -191,7 +212,6 @@ async def test_a_bad_peer_costs_a_bounded_time_and_the_next_one_goes_on(
 
 @pytest.mark.parametrize("fault", BAD)
 async def test_with_bad_peers_only_the_origin_gives_the_rest(asking: Asking, fault: str) -> None:
-    asking.guide.know(REF, DATA)
     with RawServer(BAD[fault][0]) as bad:
         asking.guide.parents_now = [peer(bad.port)]
         assert await asking.read() == DATA[:CHUNK]
@@ -200,6 +220,7 @@ async def test_with_bad_peers_only_the_origin_gives_the_rest(asking: Asking, fau
         # A reset throws away what had come and was not read yet.
         right = {
             "flips a bit": {2 * UNIT},
+            "flips a bit of a digest": {2 * UNIT},
             "stalls in the middle": {UNIT},
             "breaks off in the middle": {0, UNIT},
         }
@@ -218,9 +239,7 @@ async def test_a_peer_that_sends_byte_by_byte_is_too_slow(
     asking: Asking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source_module, "UNIT_WITHIN", 0.3)
-    asking.guide.know(REF, DATA)
-    answer = whole(DATA)
-    with RawServer((answer[: UNIT + UNIT // 2], threading.Event())) as slow:
+    with RawServer((until(1.5), threading.Event())) as slow:
         asking.guide.parents_now = [peer(slow.port)]
         assert await asking.read() == DATA[:CHUNK]
     assert asking.counted("slow") == 1
@@ -231,7 +250,6 @@ async def test_a_peer_that_sends_byte_by_byte_is_too_slow(
 async def test_a_request_says_that_a_reader_waits_here_or_at_a_child(
     asking: Asking, urgency: Urgency
 ) -> None:
-    asking.guide.know(REF, DATA)
     with RawServer((whole(DATA),)) as parent:
         asking.guide.parents_now = [peer(parent.port)]
         assert await asking.read(urgency=urgency) == DATA[:CHUNK]
@@ -246,10 +264,9 @@ async def test_a_reader_goes_on_from_the_origin_where_its_path_is_slower_and_nob
 ) -> None:
     monkeypatch.setattr(paths, "JUDGED_AFTER", 0.2)
     monkeypatch.setattr(paths, "LOOK_FOR_READER", 0.1)
-    asking.guide.know(REF, DATA)
     assert await asking.read(Extent(2 * CHUNK, 12345)) == DATA[2 * CHUNK :]  # so the origin is known
     served = await has(serve)
-    with RawServer((whole(DATA)[: UNIT + UNIT // 2], threading.Event())) as slow:
+    with RawServer((until(1.5), threading.Event())) as slow:
         asking.guide.parents_now = [peer(slow.port), peer(served.port)]
         assert await asking.read(urgency=Urgency.READER) == DATA[:CHUNK]
         assert asking.origin.fetches[1:] == [Extent(UNIT, CHUNK - UNIT)]
@@ -264,10 +281,9 @@ async def test_a_reader_goes_on_from_the_origin_where_its_path_is_slower_and_nob
 async def test_a_stream_from_a_parent_that_turns_out_slow_goes_on_at_the_byte_from_another(
     asking: Asking, serve: Serve
 ) -> None:
-    asking.guide.know(REF, DATA)
     served = await has(serve)
     loop = asyncio.get_running_loop()
-    with RawServer((whole(DATA)[: UNIT + UNIT // 2], threading.Event())) as slow:
+    with RawServer((until(1.5), threading.Event())) as slow:
 
         class Telling(MemorySink):
             """Has the parent found slow as soon as something of it has come."""
@@ -294,7 +310,6 @@ async def test_what_waited_for_its_turn_is_asked_of_the_parent_that_is_planned_b
 ) -> None:
     ref = ObjectRef("s3://models/llama/long", "etag-1", (FEWEST + 1) * CHUNK)
     data = random_bytes(ref.size)
-    asking.guide.know(ref, data)
     served = await serve()
     await served.keep(ref, data)
     sinks = [MemorySink(n * CHUNK, (n + 1) * CHUNK, Urgency.PRELOAD) for n in range(FEWEST + 1)]
@@ -315,7 +330,6 @@ async def test_what_waited_for_its_turn_is_asked_of_the_parent_that_is_planned_b
 async def test_a_head_that_turns_out_slow_has_the_rest_of_its_chunk_from_a_parent(
     asking: Asking, serve: Serve
 ) -> None:
-    asking.guide.know(REF, DATA)
     served = await has(serve)
     gate = Gate()
     asking.origin.script(UNIT + 5, gate)
@@ -332,7 +346,6 @@ async def test_only_what_nobody_waits_for_waits_longer_for_its_routes(
     asking: Asking, serve: Serve, urgency: Urgency
 ) -> None:
     served = await has(serve)
-    asking.guide.know(REF, DATA)
     asking.guide.parents_now = [peer(served.port)]
     asking.guide.unknown = 3
     assert await asking.read(urgency=urgency) == DATA[:CHUNK]
@@ -351,27 +364,6 @@ async def test_routes_that_never_come_cost_a_bounded_time(
     assert asking.metrics.peer_routes_late._value.get() == 1
 
 
-async def test_a_unit_whose_digest_is_not_told_in_time_is_asked_of_the_origin(
-    asking: Asking, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(source_module, "DIGEST_WITHIN", 0.2)
-    served = await has(serve)
-    asking.guide.parents_now = [peer(served.port)]
-    assert await asking.read() == DATA[:CHUNK]
-    assert asking.from_origin == CHUNK
-    assert not asking.liveness.usable(peer(served.port).name)  # or every chunk would wait as long
-    assert asking.counted("absent") == 1
-
-
-async def test_a_digest_that_is_told_late_is_waited_for(asking: Asking, serve: Serve) -> None:
-    served = await has(serve)
-    asking.guide.parents_now = [peer(served.port)]
-    reading = asyncio.ensure_future(asking.read())
-    asyncio.get_running_loop().call_later(0.2, asking.guide.know, REF, DATA)
-    assert await reading == DATA[:CHUNK]
-    assert not asking.origin.fetches
-
-
 class FullSink(MemorySink):
     def write(self, data: memoryview) -> None:
         raise StoreFull("full")
@@ -380,25 +372,25 @@ class FullSink(MemorySink):
 async def test_an_error_of_the_store_is_no_fault_of_the_peer(asking: Asking, serve: Serve) -> None:
     served = await has(serve)
     asking.guide.parents_now = [peer(served.port)]
-    asking.guide.know(REF, DATA)
     with pytest.raises(StoreFull):
         await asking.source.fetch(REF, FullSink(0, CHUNK))
     assert not asking.guide.blamed
 
 
-@pytest.mark.parametrize("waits_for", ["bytes", "digest"])
-async def test_a_fetch_that_is_cancelled_touches_the_sink_no_more(asking: Asking, waits_for: str) -> None:
+@pytest.mark.parametrize("cut", [UNIT // 2, UNITS * SENT - UNIT])
+async def test_a_fetch_that_is_cancelled_touches_the_sink_no_more(asking: Asking, cut: int) -> None:
     sink = MemorySink(0, CHUNK)
     held = threading.Event()
-    with RawServer((whole(DATA)[: UNIT // 2] if waits_for == "bytes" else whole(DATA), held)) as server:
+    with RawServer((whole(DATA)[:-cut], held)) as server:
         asking.guide.parents_now = [peer(server.port)]
         fetching = asyncio.ensure_future(asking.source.fetch(REF, sink))
         await asyncio.to_thread(_until, lambda: bool(server.requests))
         fetching.cancel()
         await asyncio.wait([fetching])
         assert fetching.cancelled()
-        asking.guide.know(REF, DATA)
-        assert not sink.data
+        seen = len(sink.data)
+        held.set()
+        assert len(sink.data) == seen < CHUNK
 
 
 def _until(holds: Callable[[], bool]) -> None:
@@ -418,10 +410,14 @@ async def test_bytes_that_a_peer_still_receives_arrive_by_way_of_it(asking: Aski
     asking.guide.parents_now = [peer(served.port)]
     first_origin, gate = StatingSource({REF.uri: DATA}), Gate()
     first_origin.script(UNIT + 10, gate)
-    first_guide = MemoryGuide()
-    first_guide.made = asking.guide.made  # type: ignore[method-assign]
     head_source = PeerSource(
-        first_origin, first_guide, asking.client, asking.liveness, SystemClock(), asking.metrics
+        first_origin,
+        MemoryGuide(),
+        asking.client,
+        asking.liveness,
+        served.digests,
+        SystemClock(),
+        asking.metrics,
     )
     filling = asyncio.ensure_future(head_source.fetch(REF, landing))
     sink = MemorySink(0, CHUNK)

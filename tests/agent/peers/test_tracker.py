@@ -293,23 +293,8 @@ def test_nobody_outside_reports_anything() -> None:
     cluster.start(peer(0), peer(1))
     for reason in ("silent", "wrong", "slow"):
         cluster.tracker.failed("stranger", SPAN0, 0, "node-0", reason)
-    cluster.tracker.made("stranger", "object", {0: b"digest"})
     cluster.tracker.done("stranger", SPAN0, ALL)
     assert "node-0" in cluster.first_parents("node-1")
-    assert cluster.tracker.digests("object").units == {}
-
-
-def test_digests_of_heads_are_told_and_asked_for_less_often_by_many() -> None:
-    cluster = Cluster()
-    cluster.start(*map(peer, range(3)))
-    cluster.tracker.made("node-0", "object", {0: b"x", 1: b"y"})
-    told = cluster.tracker.digests("object")
-    assert told.units == {0: b"x", 1: b"y"}
-    cluster.tracker.made("node-1", "object", {2: b"z"})
-    assert cluster.tracker.digests("object", told.upto).units == {2: b"z"}
-    for number in range(3, 1003):
-        cluster.tracker.announce(peer(number), {})
-    assert cluster.tracker.digests("object").pace > 10 * 0.05 - 1e-9
 
 
 def test_the_next_tracker_gives_the_same_routes_once_all_have_announced() -> None:
@@ -355,9 +340,7 @@ def test_a_whole_announcement_takes_back_what_is_not_in_it() -> None:
 def test_an_object_that_nobody_holds_any_more_is_forgotten() -> None:
     cluster = Cluster()
     cluster.start(peer(0))
-    cluster.tracker.made("node-0", "object", {0: b"x"})
     cluster.tracker.release("node-0", SPAN0)
-    assert cluster.tracker.digests("object").units == {}
     assert cluster.tracker.members() == [peer(0)]
 
 

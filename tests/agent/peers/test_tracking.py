@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Mapping
 
 import pytest
 
 from agent.errors import BadRequest
 from agent.peers.relay import SPAN
 from agent.peers.tracker import GATHER, Tracker
-from agent.peers.tracking import LINE_EVERY, Tracking
-from agent.peers.wire import HEARTBEAT, Batch, Reply, parse_batch, parse_reply, units_of
+from agent.peers.tracking import Tracking
+from agent.peers.wire import Batch, parse_batch, parse_reply
 from tests.fakes.clock import ManualClock
 
 KEY = "0123456789abcdef" * 2
@@ -50,80 +49,36 @@ async def test_two_members_that_ask_together_are_each_others_parents_and_heads(
     assert all(bool(a) != bool(b) for a, b in zip(routes[A], routes[B], strict=True))
 
 
-async def test_digests_and_chunks_that_one_tells_reach_the_other(
-    tracking: Tracking, clock: ManualClock
-) -> None:
-    digest = "ab" * 16
-    told = Batch(announce=[((KEY, 0), 0, None)], done=[((KEY, 0), 0b101)], made=[(KEY, [(3, digest)])])
+async def test_chunks_that_one_tells_of_reach_the_other(tracking: Tracking) -> None:
+    told = Batch(announce=[((KEY, 0), 0, None)], done=[((KEY, 0), 0b101)])
     reply = parse_reply(await tracking.call(A, told.model_dump_json().encode()), told)
     assert reply.renewal is not None
     assert reply.renewal.unknown
-    asked = Batch(asks=[((KEY, 0), 3, [])], digests=[(KEY, 0)])
+    asked = Batch(asks=[((KEY, 0), 3, [])])
     reply = tracking.answer(B, asked)
     assert reply.answers[0].routes == [[A], [], [A]]
-    assert units_of(reply.digests[0].units) == {3: bytes.fromhex(digest)}
     released = Batch(released=[(KEY, 0)])
     await tracking.call(A, released.model_dump_json().encode())
     reply = tracking.answer(B, asked)
     assert reply.answers[0].routes == [[], [], []]
 
 
-def made(unit: int) -> Batch:
-    return Batch(announce=[], made=[(KEY, [(unit, f"{unit:032x}")])])
-
-
-async def test_a_follower_is_told_what_there_is_then_what_becomes_known_and_hears_a_beat_in_between(
+def test_all_members_are_told_at_once_that_they_have_to_ask_again(
     tracking: Tracking, clock: ManualClock
 ) -> None:
-    tracking.answer(A, made(1))
-    async with aclosing(tracking.follow(B, Batch(digests=[(KEY, 0)]))) as replies:
-        assert [unit for unit, _ in (await anext(replies)).digests[0].units] == [1]
-        for unit in (2, 3):
-            tracking.answer(A, made(unit))
-        coming = asyncio.ensure_future(anext(replies))
-        assert await clock.next_sleep() == LINE_EVERY
-        clock.advance(LINE_EVERY)
-        assert [unit for unit, _ in (await coming).digests[0].units] == [2, 3]
-        coming = asyncio.ensure_future(anext(replies))
-        await clock.next_sleep()
-        clock.advance(LINE_EVERY)
-        for _ in range(3):
-            await asyncio.sleep(0)
-            clock.advance(HEARTBEAT)
-        beat = await coming
-        assert (beat.digests[0].upto, beat.digests[0].units) == (3, [])
-
-
-async def first_again(replies: AsyncGenerator[Reply, None]) -> list[tuple[str, int]]:
-    async for reply in replies:
-        if reply.again:
-            return reply.again
-    return []
-
-
-async def test_a_follower_is_told_at_once_that_it_has_to_ask_again(
-    tracking: Tracking, clock: ManualClock
-) -> None:
-    asked = Batch(asks=[((KEY, 0), 4, [])], digests=[(KEY, 0)])
+    pushed: list[Mapping[str, list[tuple[str, int]]]] = []
+    tracking.push = pushed.append
     for wait in (GATHER, 0.0):
         for name in (A, B, C):
-            tracking.answer(name, asked)
+            tracking.answer(name, Batch(asks=[((KEY, 0), 4, [])]))
         clock.advance(wait)
-    async with aclosing(tracking.follow(B, Batch(digests=[(KEY, 0)]))) as replies:
-        coming = asyncio.ensure_future(first_again(replies))
-        for _ in range(40):
-            for name in (A, B):
-                tracking.answer(name, Batch(fastest=25e6, held_up_by=[C]))
-            tracking.answer(C, Batch(fastest=2e6))
-            await asyncio.sleep(0)
-            clock.advance(0.1)
-        assert await coming == [(KEY, 0)]
-
-
-@pytest.mark.parametrize("books", [[], [(KEY, 0), (KEY, 0)]])
-async def test_one_book_is_followed_at_a_time(tracking: Tracking, books: list[tuple[str, int]]) -> None:
-    with pytest.raises(BadRequest):
-        await anext(tracking.follow(A, Batch(digests=books)))
+    for _ in range(40):
+        for name in (A, B):
+            tracking.answer(name, Batch(fastest=25e6, held_up_by=[C]))
+        tracking.answer(C, Batch(fastest=2e6))
+        clock.advance(0.1)
+    assert pushed[0] == {name: [(KEY, 0)] for name in (A, B, C)}
+    assert len(pushed) == 1
 
 
 @pytest.mark.parametrize(
@@ -145,7 +100,6 @@ async def test_one_book_is_followed_at_a_time(tracking: Tracking, books: list[tu
         {"done": [[[KEY, 0], 1 << 64]]},
         {"failed": [[[KEY, 0], SPAN, A, "slow"]]},
         {"failed": [[[KEY, 0], 0, A, "ugly"]]},
-        {"made": [[KEY, [[0, "ab"]]]]},
         {"announce": [[[KEY, 0], 1, [0, 5, 2, 0, 2]]]},
         {"zone": "z" * 1000},
         {"fastest": -1.0},

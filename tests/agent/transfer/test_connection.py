@@ -103,3 +103,44 @@ def test_abort_wakes_a_thread_that_waits_for_the_origin() -> None:
         connection.close()
         assert not thread.is_alive() and len(errors) == 1
         connection.abort()
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(0, 900), max_size=6), room=st.integers(1, 4))
+def test_units_and_their_trailers_are_told_apart_however_an_answer_is_split(
+    cuts: list[int], room: int
+) -> None:
+    units = [BODY[start : start + 150] for start in range(0, len(BODY), 150)]
+    body = b"".join(unit + b"<%d>" % number for number, unit in enumerate(units))
+    answer = head("206 Partial Content", f"Content-Length: {len(body)}") + body
+    edges = sorted({0, len(answer), *(cut % len(answer) for cut in cuts)})
+    pieces = [answer[start:end] for start, end in zip(edges, [*edges[1:], len(answer)], strict=True)]
+    with RawServer(pieces) as server:
+        connection = asked(server)
+        try:
+            connection.read_head()
+            buffer = memoryview(bytearray(room * 150 + 7))
+            found = [(bytes(d), bytes(t)) for d, t in connection.units(len(BODY), buffer, 150, 3)]
+            assert b"".join(data for data, _ in found) == BODY
+            assert b"".join(behind for _, behind in found) == b"<0><1><2><3><4>"
+            assert all(len(behind) == -(-len(data) // 150) * 3 for data, behind in found)
+            assert connection.drained
+        finally:
+            connection.close()
+
+
+def test_units_that_have_arrived_come_together_and_one_that_breaks_off_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Connection, "_arrived", lambda connection: 3 * 153)
+    body = b"".join(BODY[start : start + 150] + b"<->" for start in range(0, 600, 150))
+    with RawServer([head("200 OK", "Content-Length: 612"), body[:-1], CLOSE]) as server:
+        connection = asked(server)
+        try:
+            connection.read_head()
+            units = connection.units(600, memoryview(bytearray(600)), 150, 3)
+            assert bytes(next(units)[0]) == BODY[:450]
+            with pytest.raises(OriginUnavailable):
+                next(units)
+        finally:
+            connection.close()
