@@ -59,8 +59,7 @@ class ExchangeClient:
     async def receive(self, peer: Peer, ref: ObjectRef, sink: CheckedSink) -> None:
         """Bring `[sink.position, sink.end)` of an object from a peer, with as much urgency as the sink says.
 
-        Raises as `Engine.receive` does, and
-        UnitUnknown.
+        Raises as `Engine.receive_units` does, and UnitUnknown.
         """
         target = object_target(ref)
         extent = Extent(sink.position, sink.end - sink.position)
@@ -102,10 +101,7 @@ class ExchangeClient:
             raise PeerSilent(f"{peer.name} cannot be asked: {type(error).__name__}") from error
 
     def _post(
-        self,
-        peer: Peer,
-        name: str,
-        body: bytes,
+        self, peer: Peer, name: str, body: bytes
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         target = f"{PREFIX}/{name}"
         headers = {"Authorization": self._tokens.issue(peer.address, Bound.of("POST", target, body))}

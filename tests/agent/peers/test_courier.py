@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from agent.peers import courier
 from agent.peers.courier import ARRIVED_WITHIN, SENT_WITHIN, SLICE, Courier
 from agent.peers.outgoing import Outgoing
 from agent.peers.turns import Stream
-from agent.peers.units import UNIT, length_with_digests, unit_digest
+from agent.peers.units import DIGEST, UNIT, length_with_digests, unit_digest
 from agent.rate import Rate
 from agent.transfer.landing import Landing
 from tests.agent.peers.conftest import CHUNK, Serve, random_bytes
@@ -69,14 +70,18 @@ async def cached(serve: Serve) -> CachedObject:
     return await (await serve()).keep(REF, DATA)
 
 
-async def received(link: Link, count: int) -> bytes:
+async def taken(end: socket.socket, count: int) -> bytes:
     data = bytearray()
     async with asyncio.timeout(20):
         while len(data) < count:
-            part = await asyncio.get_running_loop().sock_recv(link.ours, count - len(data))
+            part = await asyncio.get_running_loop().sock_recv(end, count - len(data))
             assert part
             data += part
     return bytes(data)
+
+
+async def received(link: Link, count: int) -> bytes:
+    return await taken(link.ours, count)
 
 
 async def bytes_of(link: Link, extent: Extent) -> bytes:
@@ -228,6 +233,41 @@ async def test_what_arrives_is_sent_by_the_thread_that_receives_it_and_the_rest_
     assert await received(one, len(rest)) == rest
     assert await sending == CHUNK
     await outgoing.close()
+
+
+class FullOnce(socket.socket):
+    """Takes no digest at first."""
+
+    refused = False
+
+    def send(self, *args: Any) -> int:
+        if not self.refused:
+            self.refused = True
+            raise BlockingIOError
+        return super().send(*args)
+
+
+async def test_a_digest_that_its_socket_does_not_take_at_once_is_not_forgotten(serve: Serve) -> None:
+    cached = await (await serve()).store.acquire(REF)
+    cached.landings[0] = landing = Landing(cached.fd, cached.extent(0))
+    landing.write(memoryview(DATA[:1000]))
+    sender, over = Courier(ManualClock(), digest), list[BaseException | None]()
+    ours, theirs = socket.socketpair()
+    with ours:
+        for end in (ours, theirs):
+            end.setblocking(False)
+        connection = FullOnce(fileno=theirs.detach())
+        connection.setblocking(False)
+        assert sender.add(Stream(cached, Extent(0, UNIT), False, connection, bool, over.append))
+        thread = threading.Thread(target=sender.run, daemon=True)
+        thread.start()
+        while not landing.awaited:  # noqa: ASYNC110 - a thread that comes to wait tells nobody
+            await asyncio.sleep(0.001)
+        landing.write(memoryview(DATA[1000:UNIT]))
+        assert await taken(ours, UNIT + DIGEST) == with_digests(DATA[:UNIT])
+        await asyncio.to_thread(thread.join, 20)
+    assert connection.refused
+    assert over == [None]
 
 
 async def test_bytes_that_arrive_no_more_end_the_stream(serve: Serve, link: Open) -> None:
