@@ -23,9 +23,9 @@ from agent.peers.protocol import (
     range_header,
 )
 from agent.peers.token import Bound, Tokens, body_digest
-from agent.peers.units import DIGEST, KIND, UNIT, CheckedSink, UnitUnknown
+from agent.peers.units import KIND, UNITS, CheckedSink, UnitUnknown
 from agent.transfer.engine import Engine
-from agent.transfer.request import Endpoint, RangedGet, Units
+from agent.transfer.request import Endpoint, RangedGet
 
 STALL_TIMEOUT = 16.0  # seconds of one stream; how long a peer may be silent says agent/peers/source.py
 LONGEST_ANSWER = 4 << 20  # bytes of a call's answer
@@ -82,7 +82,7 @@ class ExchangeClient:
             name=f"{ref.uri} from {peer.name}",
             as_stored=True,
             stall_timeout=STALL_TIMEOUT,
-            units=Units(UNIT, DIGEST),
+            units=UNITS,
         )
         await self._engine.receive_units(get, sink)
 

@@ -22,9 +22,11 @@ import xxhash
 from agent.content import Extent
 from agent.errors import HeadraceError
 from agent.source import Sink, Urgency
+from agent.transfer.request import Units
 
 UNIT = 1 << 17  # bytes; the last unit of an object may be shorter
 DIGEST = 16  # bytes of a unit's digest, which come behind the unit's own
+UNITS = Units(UNIT, DIGEST)  # as they are on the wire
 KIND = f"xxh3-128/{UNIT}"  # what agents have to have in common to understand each other's bytes
 
 
@@ -48,7 +50,7 @@ def are_units(extent: Extent, size: int) -> bool:
 
 def length_with_digests(extent: Extent) -> int:
     """How many bytes an extent of whole units takes between peers."""
-    return extent.length + -(-extent.length // UNIT) * DIGEST
+    return UNITS.body(extent.length)
 
 
 def unit_end(offset: int, size: int) -> int:

@@ -31,6 +31,10 @@ class Units:
     size: int
     trailer: int
 
+    def body(self, length: int) -> int:
+        """How long a body is that has so many bytes of an object."""
+        return length + -(-length // self.size) * self.trailer
+
 
 class UnitSink(Protocol):
     """Who takes such a body."""
@@ -66,8 +70,7 @@ class RangedGet:
     @property
     def length(self) -> int:
         """Bytes of the answer's body."""
-        length = self.extent.length
-        return length + (-(-length // self.units.size) * self.units.trailer if self.units else 0)
+        return self.extent.length if self.units is None else self.units.body(self.extent.length)
 
 
 class Redirected(OriginError):

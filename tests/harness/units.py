@@ -20,8 +20,8 @@ def without_digests(body: bytes) -> bytes:
     return b"".join(one[:-DIGEST] for one in found)
 
 
-def answer(data: bytes, start: int, end: int, kind: str = KIND, body: bytes | None = None) -> bytes:
-    """A peer's answer to who asks for `[start, end)` of an object; `body` in place of the right one."""
-    body = with_digests(data[start:end]) if body is None else body
+def answer(data: bytes, start: int, end: int, kind: str = KIND) -> bytes:
+    """A peer's answer to who asks for `[start, end)` of an object."""
+    body = with_digests(data[start:end])
     fields = [f"Content-Range: bytes {start}-{end - 1}/{len(data)}", f"Content-Length: {len(body)}"]
     return head("206 Partial Content", *fields, f"{UNITS_HEADER}: {kind}") + body
