@@ -6,7 +6,6 @@ has been told meanwhile tells nobody.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 from typing import Annotated, Protocol
@@ -19,11 +18,10 @@ from agent.peers.discovery import Discovery
 from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
-from agent.peers.tasks import Tasks
+from agent.peers.tasks import Tasks, for_each
 
 CALL = "hold"
 LOT = 0.002  # seconds by lot for each agent: of 100 some five tell all
-AT_ONCE = 16  # peers that are told at a time
 TELL_WITHIN = 1.0  # seconds for one of them
 MOST_ORIGINS = 64  # names that are taken from peers
 
@@ -90,8 +88,7 @@ class Holding:
             return
         self._rng.shuffle(peers)
         body = _Hold(origin=origin, seconds=min(seconds, 86400.0)).model_dump_json().encode()
-        for first in range(0, len(peers), AT_ONCE):
-            await asyncio.gather(*(self._say(peer, body) for peer in peers[first : first + AT_ONCE]))
+        await for_each(peers, lambda peer: self._say(peer, body))
 
     async def _say(self, peer: Peer, body: bytes) -> None:
         with contextlib.suppress(PeerSilent):  # who cannot be told asks the origin, which says it again

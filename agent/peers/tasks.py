@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+AT_ONCE = 16  # peers that are called at a time
+T = TypeVar("T")
+
+
+async def for_each(things: Sequence[T], call: Callable[[T], Awaitable[None]]) -> None:
+    """Call for each of them, `AT_ONCE` at a time."""
+    for first in range(0, len(things), AT_ONCE):
+        await asyncio.gather(*(call(one) for one in things[first : first + AT_ONCE]))
 
 
 class Tasks:

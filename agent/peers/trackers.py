@@ -19,14 +19,13 @@ from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.placement import tracker_of
 from agent.peers.pulse import Pace
-from agent.peers.tasks import Tasks
+from agent.peers.tasks import Tasks, for_each
 from agent.peers.tracking import Tracking
 from agent.peers.wire import AGAIN, CALL, Batch, Reply, parse_reply, peer_of
 
 log = logging.getLogger(__name__)
 
 CALL_WITHIN = 2.0  # seconds for a call that no reader waits for
-AT_ONCE = 16  # members that are called at a time
 
 # Called with the spans, as the wire has them, that a tracker wants to be asked for again.
 Again = Callable[[Sequence[tuple[str, int]]], None]
@@ -93,14 +92,10 @@ class Trackers:
     def _push(self, again: Mapping[str, list[tuple[str, int]]]) -> None:
         """As the tracker of others: have them ask again at once."""
         self._again(again.get(self._own.name, []))
-        self._tasks.spawn(self._call_again({n: spans for n, spans in again.items() if n != self._own.name}))
+        others = [name for name in again if name != self._own.name]
+        self._tasks.spawn(for_each(others, lambda name: self._call_again(name, again[name])))
 
-    async def _call_again(self, again: Mapping[str, list[tuple[str, int]]]) -> None:
-        names = list(again)
-        for first in range(0, len(names), AT_ONCE):
-            await asyncio.gather(*(self._call(name, again[name]) for name in names[first : first + AT_ONCE]))
-
-    async def _call(self, name: str, spans: list[tuple[str, int]]) -> None:
+    async def _call_again(self, name: str, spans: list[tuple[str, int]]) -> None:
         with contextlib.suppress(PeerSilent):  # it hears so with its next reply
             body = Reply(again=spans).model_dump_json().encode()
             await self._client.call(peer_of(name), AGAIN, body, CALL_WITHIN)
