@@ -86,14 +86,18 @@ def reading(readers: Sequence[SteadyReader]) -> Iterator[None]:
 
 
 def await_beats(readers: Sequence[SteadyReader], files: int = 1, within: float = 30.0) -> None:
-    """Return once each reader has read that many more files."""
-    goals = {reader.output.fileno(): (reader, reader.beats + files) for reader in readers}
+    """Return once each reader has read that many more files from now on."""
+    _drain(readers, 0.0)  # what was read before now shows nothing
+    goals = [(reader, reader.beats + files) for reader in readers]
     deadline = time.monotonic() + within
-    while goals:
+    while late := [reader.name for reader, goal in goals if reader.beats < goal]:
         rest = deadline - time.monotonic()
-        late = [reader.name for reader, _ in goals.values()]
         assert rest > 0, f"no file was read for {within:g} s by {late}"
-        ready, _, _ = select.select([reader.output for reader in readers], [], [], rest)
-        for output in ready:
-            next(reader for reader in readers if reader.output is output).drain()
-        goals = {fd: goal for fd, goal in goals.items() if goal[0].beats < goal[1]}
+        _drain(readers, rest)
+
+
+def _drain(readers: Sequence[SteadyReader], within: float) -> None:
+    ready, _, _ = select.select([reader.output for reader in readers], [], [], within)
+    for reader in readers:
+        if reader.output in ready:
+            reader.drain()
