@@ -130,7 +130,7 @@ class Demo:
 
     def _first_node(self, model: Path) -> list[Row]:
         self._say(f"headrace-csi mount {URI}")
-        mounted = self._stack.mount(URI)
+        mounted = _mount(self._stack)
         self._say("reading it, the first time")
         first = self._load(self._stack, mounted)
         self._compare(self._stack, mounted, model)
@@ -141,7 +141,7 @@ class Demo:
 
     def _second_node(self, stack: LocalStack, model: Path) -> tuple[Loaded, Sources]:
         self._say("mounting and reading it on the second node")
-        mounted = stack.mount(URI)
+        mounted = _mount(stack)
         loaded = self._load(stack, mounted)
         self._compare(stack, mounted, model)
         stack.umount(mounted)
@@ -152,7 +152,7 @@ class Demo:
         before, begun = stack.metrics(), time.monotonic()
         asyncio.run(warm(stack.layout.admin_socket))
         self._say(f"warm after {time.monotonic() - begun:.1f} s; mounting and reading it there")
-        mounted = stack.mount(URI)
+        mounted = _mount(stack)
         loaded = self._load(stack, mounted, before)
         self._compare(stack, mounted, model)
         stack.umount(mounted)
@@ -189,6 +189,12 @@ async def warm(admin_socket: Path) -> None:
         raise DemoFailed(f"the third node was not warmed: {error or 'it takes too long'}") from None
     if warming.state != "done":
         raise DemoFailed(f"the third node was not warmed: {warming.message}")
+
+
+def _mount(stack: LocalStack) -> Path:
+    target = stack.target()
+    stack.csi("mount", URI, str(target))
+    return target
 
 
 def _reader(stack: LocalStack, what: str, directory: Path) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from csi.mounting import CallFailed, mount, umount
 from deploy.local.layout import AgentSettings, Layout
 from deploy.local.mounts import abort_connections, detach_below, mounts_below
 from deploy.local.peering import AGENT_USER
@@ -194,19 +195,35 @@ class LocalStack:
         """Whether the `holder`, `agent` or `serve` is started, and has not been ended."""
         return name in self._processes
 
-    def mount(self, uri: str, within: float = COMMAND_WITHIN) -> Path:
-        """Mount a dataset by `headrace-csi mount` and give its directory. Raises StackError."""
+    def target(self) -> Path:
+        """A new directory to mount on."""
         self._named += 1
         target = self.layout.targets / f"{self._named}"
         target.mkdir()
-        self.run(self._command("mount", uri, str(target)), within)
+        return target
+
+    def mount(self, uri: str) -> Path:
+        """Mount a dataset as `headrace-csi mount` does, and give its directory. Raises StackError."""
+        target = self.target()
+        try:
+            mount(str(self.layout.csi_socket), {"uri": uri}, str(target))
+        except CallFailed as error:
+            raise StackError(f"{uri}: {error}") from error
         self._note_devices()
         return target
 
-    def umount(self, target: Path, within: float = COMMAND_WITHIN) -> None:
-        """Unmount by `headrace-csi umount`, and remove the directory. Raises StackError."""
-        self.run(self._command("umount", str(target)), within)
+    def umount(self, target: Path) -> None:
+        """Unmount as `headrace-csi umount` does, and remove the directory. Raises StackError."""
+        try:
+            umount(str(self.layout.csi_socket), str(target))
+        except CallFailed as error:
+            raise StackError(f"{target}: {error}") from error
         target.rmdir()
+
+    def csi(self, name: str, *arguments: str) -> str:
+        """What `headrace-csi NAME` prints, told where the CSI socket is. Raises StackError."""
+        socket_option = ("--csi-socket", str(self.layout.csi_socket))
+        return self.run([*_csi(name), *socket_option, *arguments], COMMAND_WITHIN)
 
     def run(self, command: Sequence[str], within: float) -> str:
         """Run a command to its end and give its output. Raises StackError where it fails or takes longer.
@@ -302,9 +319,6 @@ class LocalStack:
             if not process.running:
                 del self._processes[name]
 
-    def _command(self, name: str, *arguments: str) -> list[str]:
-        return [*_csi(name), "--csi-socket", str(self.layout.csi_socket), *arguments]
-
     def _unprivileged(self) -> list[str]:
         """The command that becomes the agent's user, with all that Python needs within its reach."""
         needed = dict.fromkeys(
@@ -324,6 +338,8 @@ class LocalStack:
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
+            # All is on loopback, without TLS, and to load the world's certificates is a tenth of a start.
+            "SSL_CERT_FILE": os.devnull,
         }
 
 

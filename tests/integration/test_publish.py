@@ -266,11 +266,11 @@ def test_the_mount_command_takes_attributes_and_secrets(node: Node, tmp_path: Pa
     secrets, target = tmp_path / "secrets", node.target()
     secrets.write_text("# of the team\n" + "".join(f"{k}={v}\n" for k, v in node.secrets.items()))
     target.mkdir()
-    command = node.stack._command("mount", "--sub-path", "a", "--include", "*.bin", "--secrets-file")
+    arguments = ("--sub-path", "a", "--include", "*.bin", "--secrets-file", str(secrets), uri, str(target))
     secrets.chmod(0o644)
     with pytest.raises(StackError, match="chmod 600"):
-        node.stack.run([*command, str(secrets), uri, str(target)], 20)
+        node.stack.csi("mount", *arguments)
     secrets.chmod(0o600)
-    node.stack.run([*command, str(secrets), uri, str(target)], 20)
+    node.stack.csi("mount", *arguments)
     assert listed(target) == ["deep/w.bin", "w.bin"]
     node.stack.umount(target)

@@ -62,8 +62,11 @@ def test_each_process_can_be_stopped_killed_and_started_by_itself(stack: LocalSt
 
 
 def test_a_mount_that_fails_says_why(stack: LocalStack) -> None:
+    uri = "s3://no-such-bucket-anywhere/tree"
+    with pytest.raises(StackError, match=f"{uri}.*there is no such bucket"):
+        stack.mount(uri)
     with pytest.raises(StackError, match=r"ended with status 1[^\0]*headrace-csi mount"):
-        stack.mount("s3://no-such-bucket-anywhere/tree")
+        stack.csi("mount", uri, str(stack.target()))
 
 
 def test_a_process_that_cannot_start_shows_the_end_of_its_log(seaweed: SeaweedS3) -> None:
