@@ -12,10 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from agent.cache.prefetch import WINDOW
-from agent.clock import Clock, timeout
+from agent.clock import Clock, Timer
 from agent.source import Sink
 
 FEWEST = 3  # one that ends, one that is in full flow, one that begins
@@ -23,7 +24,7 @@ MOST = WINDOW  # no more are wanted at a time
 ROUND = 8  # fetches for each of those side by side: so many are measured together
 ROUNDS = 16  # after which another number is tried again
 WORTH = 0.5  # of what one more would bring if all were limited by the origin, and none by this agent's link
-LOOK_EVERY = 0.25  # seconds between two looks at whether what began before goes on at all
+LOOK_EVERY = 0.25  # seconds without a byte of what began before, and between two looks for that
 
 
 class Breadth:
@@ -72,13 +73,26 @@ class Breadth:
         return self._totals[streams] >= self._totals[less] * (1 + WORTH / less)
 
 
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """Who waits for its turn, and what was seen of those before it."""
+
+    group: str
+    sink: Sink
+    breadth: Breadth | None
+    go: asyncio.Future[None]
+    arrived: int  # a sum of positions
+    at: float  # monotonic
+
+
 class Queue:
     """What is on its way to this agent, by group and in the order in which it began. Used on the loop."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._under_way: defaultdict[str, list[Sink]] = defaultdict(list)
-        self._changed = asyncio.Event()
+        self._waiting: list[_Waiting] = []
+        self._looking: Timer | None = None
 
     @contextlib.contextmanager
     def under_way(self, group: str, sink: Sink) -> Iterator[None]:
@@ -90,27 +104,54 @@ class Queue:
             self._under_way[group].remove(sink)
             if not self._under_way[group]:
                 del self._under_way[group]
-            self._changed.set()
-            self._changed = asyncio.Event()
+            self._look_at(one for one in self._waiting if one.group == group)
 
     async def turn(self, group: str, sink: Sink, breadth: Breadth | None = None) -> bool:
         """Wait until few enough of what began before `sink` are under way: as `breadth` has it, or FEWEST.
 
         Not while a reader waits for its bytes, nor for what brings none: it may wait for this agent. Whether
         it had to wait: whom to ask may be another one by then."""
-        seen, waited = -1, False
-        while not sink.urgency.awaited:
-            before = self._before(group, sink)
-            arrived = sum(one.position for one in before)
-            streams = breadth.streams if breadth is not None else FEWEST
-            if len(before) < streams or arrived == seen:
-                break
-            seen, waited = arrived, True
-            with contextlib.suppress(TimeoutError):
-                async with timeout(self._clock, LOOK_EVERY):
-                    await self._changed.wait()
-                    seen = -1
-        return waited
+        go = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(group, sink, breadth, go, self._arrived(group, sink), self._clock.monotonic())
+        if self._has_turn(waiting):
+            return False
+        self._waiting.append(waiting)
+        self._look_later()
+        try:
+            await go
+        finally:
+            self._waiting.remove(waiting)
+        return True
+
+    def _look_later(self) -> None:
+        """One timer for all, and no task that runs for nothing: some chunks wait all the time."""
+        if self._looking is None:
+            self._looking = self._clock.call_later(LOOK_EVERY, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._look_at(self._waiting)
+        if self._waiting:
+            self._look_later()
+
+    def _look_at(self, waiting: Iterable[_Waiting]) -> None:
+        for one in waiting:
+            if not one.go.done() and (self._has_turn(one) or self._stands_still(one)):
+                one.go.set_result(None)
+
+    def _has_turn(self, waiting: _Waiting) -> bool:
+        streams = waiting.breadth.streams if waiting.breadth is not None else FEWEST
+        return waiting.sink.urgency.awaited or len(self._before(waiting.group, waiting.sink)) < streams
+
+    def _stands_still(self, waiting: _Waiting) -> bool:
+        """Whether what began before has brought nothing for a while."""
+        now, arrived = self._clock.monotonic(), self._arrived(waiting.group, waiting.sink)
+        if arrived != waiting.arrived:
+            waiting.arrived, waiting.at = arrived, now
+        return now - waiting.at >= LOOK_EVERY
+
+    def _arrived(self, group: str, sink: Sink) -> int:
+        return sum(one.position for one in self._before(group, sink))
 
     def _before(self, group: str, sink: Sink) -> list[Sink]:
         sinks = self._under_way[group]
