@@ -42,6 +42,7 @@ class Looks:
         """`limit` is that of all that is sent, bytes a second."""
         self._limit = limit or float("inf")
         self._looks: deque[Look] = deque(maxlen=LATELY + 1)
+        self._received: deque[float] = deque(maxlen=LATELY + 1 - BURST)  # bytes a second, over `BURST` looks
         self._in_a_row = 0
 
     def add(self, look: Look) -> None:
@@ -51,6 +52,9 @@ class Looks:
         late = bool(self._looks) and look.at - self._looks[-1].at >= 2 * LOOK_EVERY
         self._in_a_row = 1 if late else self._in_a_row + 1
         self._looks.append(look)
+        if len(self._looks) > BURST:
+            before = self._looks[-1 - BURST]
+            self._received.append((look.received - before.received) / (look.at - before.at))
 
     @property
     def fastest(self) -> float | None:
@@ -62,13 +66,12 @@ class Looks:
         idle = counts.count(counts[0]) if counts else 0
         if len(counts) <= BURST or (idle > 1 and 0 < len(counts) - idle < HELD):
             return None
-        return max(self._rates(counts))
+        return max(self._received)
 
     @property
     def short(self) -> bool:
         """Whether this agent receives much less now than it has of late: somebody above it may be slow."""
-        rates = self._rates([look.received for look in self._looks])
-        return bool(rates) and rates[-1] < SLOW * max(rates)
+        return bool(self._received) and self._received[-1] < SLOW * max(self._received)
 
     def held_up_by(self) -> list[str]:
         """The children that had bytes waiting all the time, and took some, but less than their share.
@@ -83,16 +86,14 @@ class Looks:
         seconds = last.at - first.at
         took = {one: (sent - first.sent.get(one, 0)) / seconds for one, sent in last.sent.items()}
         busy = [one for one, speed in took.items() if speed or last.waiting.get(one)]
-        if not busy:
+        behind = [one for one in busy if all(look.waiting.get(one, 0) >= BEHIND for look in looks)]
+        if not behind:
             return []
-        sent = max(self._rates([look.sent_in_all for look in self._looks]), default=0.0)
-        share = min(max(self.fastest or 0.0, sent), self._limit) / len(busy)
-        behind = (one for one in busy if all(look.waiting.get(one, 0) >= BEHIND for look in looks))
+        share = min(max(self.fastest or 0.0, self._sent()), self._limit) / len(busy)
         return sorted(one for one in behind if 0 < took[one] < SLOW * share)
 
-    def _rates(self, counts: list[int]) -> list[float]:
-        looks = list(self._looks)
-        return [
-            (counts[at] - counts[at - BURST]) / (looks[at].at - looks[at - BURST].at)
-            for at in range(BURST, len(looks))
-        ]
+    def _sent(self) -> float:
+        """Bytes a second that this agent has sent in its best moment of late."""
+        looks = [(look.at, look.sent_in_all) for look in self._looks]
+        pairs = zip(looks, looks[BURST:], strict=False)
+        return max(((sent - before) / (at - began) for (began, before), (at, sent) in pairs), default=0.0)

@@ -35,6 +35,11 @@ class Intake:
             self._over += sink.position - self._sinks.pop(sink)
 
     @property
+    def under_way(self) -> bool:
+        """Whether there are transfers."""
+        return bool(self._sinks)
+
+    @property
     def total(self) -> int:
         """All bytes until now."""
         return self._over + sum(sink.position - began for sink, began in self._sinks.items())
@@ -117,4 +122,6 @@ class Pulse:
             self._looks.add(Look(now, self._intake.total, self._sending.sent(), self._sending.waiting()))
             fastest = self._looks.fastest
             if fastest is not None:
-                self._tell(fastest, self._looks.held_up_by(), self._looks.short)
+                # Who has all that it asked for receives nothing, and is not short of it.
+                short = self._looks.short and self._intake.under_way
+                self._tell(fastest, self._looks.held_up_by(), short)
