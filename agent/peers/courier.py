@@ -7,6 +7,7 @@ that an agent of a relay spent, and while the disk was slow nothing else was don
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import socket
@@ -51,6 +52,7 @@ class Courier:
         self._running = False
         self._waiting = False  # the thread waits for streams, and may lend its turn
         self._lent = False
+        self._missed = False  # and has looked in vain meanwhile
         self._news = 0  # times that there was something new to send
         self._woken: int | None = None  # an eventfd, while the thread waits for sockets
         self._looked = clock.monotonic()
@@ -86,16 +88,13 @@ class Courier:
     def run(self) -> None:
         """Send until there are no streams any more."""
         while (stream := self._next()) is not None:
-            self._turn(stream, self._send)
-
-    def _turn(self, stream: Stream, send: Callable[[Stream, int], None]) -> None:
-        try:
-            over = self._send_slice(stream, send)
-        except Exception as error:  # noqa: BLE001 - it is the stream's, and no other one's
-            self._end(stream, error)
-        else:
-            if over:
-                self._end(stream, None)
+            try:
+                over = self._send_slice(stream, self._send)
+            except Exception as error:  # noqa: BLE001 - it is the stream's, and no other one's
+                self._end(stream, error)
+            else:
+                if over:
+                    self._end(stream, None)
 
     def _next(self) -> Stream | None:
         while True:
@@ -104,7 +103,9 @@ class Courier:
                 self._looked = now
                 self._look(now)
             with self._changed:
-                if not self._lent:
+                if self._lent:
+                    self._missed = True
+                else:
                     self._current = chosen(self._streams, now)
                     if self._current is not None:
                         return self._current
@@ -296,16 +297,19 @@ class Courier:
 
     def _await_bytes(self, stream: Stream) -> bool:
         """Have a stream made ready by the next byte; False where none comes."""
-        landing = landing_of(stream.cached, stream.position // stream.cached.chunk_size)
+        cached, position = stream.cached, stream.position
+        landing = landing_of(cached, position // cached.chunk_size)
         if landing is None:
-            return available(stream.cached, stream.position, stream.extent.end) > stream.position
+            return available(cached, position, stream.extent.end) > position
+        if stream.arrival is None:
+            stream.arrival = Arrival(functools.partial(self._arrived, stream))
         stream.landing, stream.ready = landing, False
-        stream.arrival = Arrival(stream.position + 1, lambda: self._arrived(stream))
+        stream.arrival.needs = position + 1
         if not landing.wait(stream.arrival):
             stream.ready = True
         return True
 
-    def _arrived(self, stream: Stream) -> None:
+    def _arrived(self, stream: Stream, data: memoryview, offset: int) -> None:
         """Bytes have come: the receiving thread sends them where the courier's own would only be woken."""
         with self._changed:
             stream.since = self._clock.monotonic()
@@ -315,11 +319,40 @@ class Courier:
                 self._wake()
                 return
             self._lent, self._current, stream.full = True, stream, False
-        self._turn(stream, self._send_what_fits)
+        try:
+            over = self._pass_on(stream, data, offset)
+        except Exception as error:  # noqa: BLE001 - as in `run`
+            self._end(stream, error)
+        else:
+            if over:
+                self._end(stream, None)
         with self._changed:
             self._lent, self._current = False, None
-            if not self._streams or any(one.ready for one in self._streams):
+            if self._missed or stream.ready or not self._streams:
+                self._missed = False
                 self._wake()
+
+    def _pass_on(self, stream: Stream, data: memoryview, offset: int) -> bool:
+        """Send what has just been written, what the socket takes; True where nothing more is to be sent.
+
+        One unit goes from the memory that it came in: who writes a landing keeps its chunk, so that nothing
+        has to be looked up or held.
+        """
+        end = offset + len(data)
+        whole = offset == stream.position and end == unit_end(offset, stream.cached.ref.size)
+        if stream.digest or not whole or end > stream.extent.end:
+            return self._send_slice(stream, self._send_what_fits)
+        stream.blocked = False
+        digest = self._digest(stream.cached, offset // UNIT)
+        try:
+            sent = stream.connection.sendmsg((data, digest))
+        except BlockingIOError:
+            return False
+        stream.position += min(sent, len(data))
+        if sent < len(data) + len(digest):
+            stream.digest = digest[sent - len(data) :] if sent >= len(data) else b""
+            return False
+        return end == stream.extent.end or not self._await_bytes(stream)
 
     def _stop_waiting(self, stream: Stream) -> None:
         if stream.landing is not None and stream.arrival is not None:

@@ -45,13 +45,15 @@ class UnitDigests:
             block.known |= 1 << at
 
     def get(self, key: str, unit: int) -> bytes | None:
-        """The digest of a unit; None where it is not known."""
+        """The digest of a unit; None where it is not known.
+
+        It needs no lock: each step is one of the interpreter's, and a unit is known once its digest is there.
+        """
         number, at = divmod(unit, BLOCK)
-        with self._lock:
-            block = self._blocks.get((key, number))
-            if block is None or not block.known >> at & 1:
-                return None
-            return bytes(block.digests[at * DIGEST : (at + 1) * DIGEST])
+        block = self._blocks.get((key, number))
+        if block is None or not block.known >> at & 1:
+            return None
+        return bytes(block.digests[at * DIGEST : (at + 1) * DIGEST])
 
     def knows(self, key: str, extent: Extent) -> bool:
         """Whether the digests of all units of an extent are known."""

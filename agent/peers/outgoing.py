@@ -1,8 +1,8 @@
 """The bytes of one answer: what is in the store goes by sendfile, what still arrives follows as it comes.
 
 A stream looks at presence and landings as any reader does (agent/cache/CONCURRENCY.md). It waits with a
-waiter in the landing, which a receiving thread calls; the bytes themselves are always sent from the object's
-file, never from a buffer. Each peer's streams have a thread (agent/peers/courier.py) while there are any.
+waiter in the landing, which a receiving thread calls with what it has just written. Each peer's streams have
+a thread (agent/peers/courier.py) while there are any.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Outgoing:
 
     def sent(self) -> dict[str, int]:
         """Bytes that each peer was sent in all."""
-        under_way: Counter[str] = Counter()
+        sent = dict(self._sent)
         for peer, visited in self._visited.items():
-            under_way[peer] = sum(one.sent for one in visited.streams)
-        return dict(self._sent + under_way)
+            sent[peer] = sent.get(peer, 0) + sum(one.sent for one in visited.streams)
+        return sent
 
     def waiting(self) -> dict[str, int]:
         """Bytes that each peer asked for, that are here and not sent."""

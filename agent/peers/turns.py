@@ -103,15 +103,12 @@ class Stream:
         return (not self.urgent, self.extent.offset) < (not other.urgent, other.extent.offset)
 
 
+@dataclass(eq=False, slots=True)
 class Arrival:
-    """A waiter (agent/transfer/landing.py) that makes a stream ready."""
+    """A waiter (agent/transfer/landing.py) that makes a stream ready, again and again."""
 
-    def __init__(self, needs: int, told: Callable[[], None]) -> None:
-        self.needs = needs
-        self._told = told
-
-    def ready(self, data: memoryview, offset: int) -> None:
-        self._told()
+    ready: Callable[[memoryview, int], None]
+    needs: int = 0
 
 
 def chosen(streams: Sequence[Stream], now: float) -> Stream | None:

@@ -141,7 +141,9 @@ class Landing:
             if not self._waiters:
                 return
             served = [waiter for waiter in self._waiters if waiter.needs <= position]
-            if served:
+            if len(served) == len(self._waiters):
+                self._waiters = []
+            elif served:
                 self._waiters = [waiter for waiter in self._waiters if waiter.needs > position]
         for waiter in served:
             waiter.ready(data, offset)
