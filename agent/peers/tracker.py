@@ -33,7 +33,10 @@ GATHER = 0.04  # seconds: agents that are told of the same work begin with no lo
 GATHER_MOST = 0.2  # seconds: below what a reader waits for its routes (agent/peers/guide.py)
 GATHER_LONG = 1.0  # seconds for those who ask ahead: the last of a chain is that much behind the first
 SETTLE = 0.2  # seconds between two asks of a member that cannot have its place yet
-REBUILD = 0.5  # seconds: by then the others have seen that the tracker is another
+# Seconds: by then all that receive have seen that the tracker is another: each half second they tell it what
+# they have (guide.py). With 0.5 one of them came too late in three of eight runs, got no children any more,
+# and those that it had shared another one's uplink to the end.
+REBUILD = 1.0
 
 
 @dataclass(slots=True)

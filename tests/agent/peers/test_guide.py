@@ -17,7 +17,7 @@ from agent.errors import BadRequest
 from agent.peers import guide as guide_module
 from agent.peers.courses import Courses, group_of
 from agent.peers.exchange_client import ExchangeClient
-from agent.peers.guide import ASK_WITHIN, RelayGuide
+from agent.peers.guide import ASK_WITHIN, DONE_AFTER, RelayGuide
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.messages import Answer, Renewal, SpanId
@@ -25,7 +25,7 @@ from agent.peers.placement import tracker_of
 from agent.peers.relay import Place
 from agent.peers.secrets import Secrets
 from agent.peers.token import Tokens
-from agent.peers.tracker import Tracker
+from agent.peers.tracker import REBUILD, Tracker
 from agent.peers.tracking import Tracking
 from agent.peers.wire import AGAIN, CALL, Batch, Reply, answer_as, parse_batch, parse_reply, renewal_as
 from agent.transfer.engine import Engine
@@ -137,6 +137,10 @@ async def test_after_a_failure_the_other_parents_serve_while_a_new_tracker_is_si
         member.liveness.failed(first.name)
         member.guide.failed(ref, FIRST, first, "silent")
         assert list(await member.guide.parents(ref, FIRST) or ()) == [second]
+
+
+def test_a_new_tracker_gives_routes_when_all_that_receive_have_had_to_tell_it_something() -> None:
+    assert REBUILD >= 2 * DONE_AFTER  # machines may be busy
 
 
 async def test_a_new_tracker_hears_where_a_member_stands_with_its_first_ask(
