@@ -20,6 +20,10 @@ from tests.harness import leftovers
 from tests.harness.moto import MotoS3
 from tests.harness.s3 import SeaweedS3
 
+# Read when grpc is imported, by the first test that needs it. Its handlers of fork are for children that use
+# it; ours become other programs, and a fork beside a channel that is being closed hung in them for good.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 SEED = pytest.StashKey[int]()
 
 # How long a case takes says nothing on a shared machine.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 
 from agent.config import load
 from csi.holder.mountinfo import mount_entries
+from csi.mounting import umount
 from deploy.local.layout import AgentSettings
 from deploy.local.process import Process, StackError
 from deploy.local.s3 import SeaweedS3
 from deploy.local.stack import LocalStack
 
 CAT_WITHIN = 20.0  # seconds
+THIRD_UID = 65533
 
 
 @pytest.fixture
@@ -67,6 +70,13 @@ def test_a_mount_that_fails_says_why(stack: LocalStack) -> None:
         stack.mount(uri)
     with pytest.raises(StackError, match=r"ended with status 1[^\0]*headrace-csi mount"):
         stack.csi("mount", uri, str(stack.target()))
+
+
+def test_programs_can_be_started_as_another_user_beside_mounts(stack: LocalStack) -> None:
+    nothing_on_it = str(stack.target())
+    for _ in range(100):
+        umount(str(stack.layout.csi_socket), nothing_on_it)
+        subprocess.run(["true"], user=THIRD_UID, extra_groups=[], check=True)  # by fork, and not by vfork
 
 
 def test_a_process_that_cannot_start_shows_the_end_of_its_log(seaweed: SeaweedS3) -> None:
