@@ -23,11 +23,15 @@ class CallFailed(Exception):
 
 
 def mount(
-    csi_socket: str, attributes: Mapping[str, str], target: str, secrets: Mapping[str, str] | None = None
+    csi_socket: str,
+    attributes: Mapping[str, str],
+    target: str,
+    secrets: Mapping[str, str] | None = None,
+    deadline: float = MOUNT_DEADLINE,
 ) -> str:
     """Publish a volume of these attributes (csi/publication.py) on the target; returns its full path.
 
-    Raises CallFailed.
+    Raises CallFailed, after `deadline` seconds at the latest.
     """
     path = full_path(target)
     request = csi_pb2.NodePublishVolumeRequest(
@@ -44,7 +48,7 @@ def mount(
         secrets=secrets,
     )
     with _channel(csi_socket) as channel:
-        services.NODE_PUBLISH_VOLUME.call(channel, request, MOUNT_DEADLINE)
+        services.NODE_PUBLISH_VOLUME.call(channel, request, deadline)
     return path
 
 

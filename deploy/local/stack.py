@@ -206,7 +206,7 @@ class LocalStack:
         """Mount a dataset as `headrace-csi mount` does, and give its directory. Raises StackError."""
         target = self.target()
         try:
-            mount(str(self.layout.csi_socket), {"uri": uri}, str(target))
+            mount(str(self.layout.csi_socket), {"uri": uri}, str(target), deadline=COMMAND_WITHIN)
         except CallFailed as error:
             raise StackError(f"{uri}: {error}") from error
         self._note_devices()
@@ -220,10 +220,10 @@ class LocalStack:
             raise StackError(f"{target}: {error}") from error
         target.rmdir()
 
-    def csi(self, name: str, *arguments: str) -> str:
-        """What `headrace-csi NAME` prints, told where the CSI socket is. Raises StackError."""
+    def csi(self, name: str, *arguments: str, within: float = COMMAND_WITHIN) -> str:
+        """What `headrace-csi NAME` prints, told where the CSI socket is. Raises StackError as `run` does."""
         socket_option = ("--csi-socket", str(self.layout.csi_socket))
-        return self.run([*_csi(name), *socket_option, *arguments], COMMAND_WITHIN)
+        return self.run([*_csi(name), *socket_option, *arguments], within)
 
     def run(self, command: Sequence[str], within: float) -> str:
         """Run a command to its end and give its output. Raises StackError where it fails or takes longer.

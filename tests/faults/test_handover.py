@@ -94,18 +94,6 @@ class Site:
     def holder(self) -> HolderConnection:
         return HolderConnection.open(str(self.stack.layout.holder_socket), "command", "test", WITHIN)
 
-    def csi(self, *arguments: str) -> list[str]:
-        command, *rest = arguments
-        return [
-            sys.executable,
-            "-m",
-            "csi",
-            command,
-            "--csi-socket",
-            str(self.stack.layout.csi_socket),
-            *rest,
-        ]
-
     def status(self) -> list[dict[str, Any]]:
         """`headrace-csi status --json`."""
         layout = self.stack.layout
@@ -327,7 +315,7 @@ def test_when_both_died_at_once_the_dead_mount_is_replaced_and_unpublished(site:
     assert run(["cat", str(dead / "file")]).returncode != 0
     site.stack.start_holder()
     site.stack.start_agent()
-    site.stack.run(site.csi("mount", f"s3://{bucket}", str(again)), WITHIN)
+    site.stack.csi("mount", f"s3://{bucket}", str(again), within=WITHIN)
     assert run(["cat", str(again / "file")]).stdout == "bytes"
     for target in (dead, again):
         site.stack.umount(target)

@@ -269,8 +269,8 @@ def test_the_mount_command_takes_attributes_and_secrets(node: Node, tmp_path: Pa
     arguments = ("--sub-path", "a", "--include", "*.bin", "--secrets-file", str(secrets), uri, str(target))
     secrets.chmod(0o644)
     with pytest.raises(StackError, match="chmod 600"):
-        node.stack.csi("mount", *arguments)
+        node.stack.csi("mount", *arguments, within=20)
     secrets.chmod(0o600)
-    node.stack.csi("mount", *arguments)
+    node.stack.csi("mount", *arguments, within=20)
     assert listed(target) == ["deep/w.bin", "w.bin"]
     node.stack.umount(target)

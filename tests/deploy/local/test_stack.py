@@ -15,12 +15,12 @@ from agent.config import load
 from csi.holder.mountinfo import mount_entries
 from csi.mounting import umount
 from deploy.local.layout import AgentSettings
+from deploy.local.peering import AGENT_USER
 from deploy.local.process import Process, StackError
 from deploy.local.s3 import SeaweedS3
 from deploy.local.stack import LocalStack
 
 CAT_WITHIN = 20.0  # seconds
-THIRD_UID = 65533
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_programs_can_be_started_as_another_user_beside_mounts(stack: LocalStack
     nothing_on_it = str(stack.target())
     for _ in range(100):
         umount(str(stack.layout.csi_socket), nothing_on_it)
-        subprocess.run(["true"], user=THIRD_UID, extra_groups=[], check=True)  # by fork, and not by vfork
+        subprocess.run(["true"], user=AGENT_USER, extra_groups=[], check=True)  # by fork, and not by vfork
 
 
 def test_a_process_that_cannot_start_shows_the_end_of_its_log(seaweed: SeaweedS3) -> None:
