@@ -52,7 +52,6 @@ class Courier:
         self._running = False
         self._waiting = False  # the thread waits for streams, and may lend its turn
         self._lent = False
-        self._missed = False  # and has looked in vain meanwhile
         self._news = 0  # times that there was something new to send
         self._woken: int | None = None  # an eventfd, while the thread waits for sockets
         self._looked = clock.monotonic()
@@ -88,13 +87,17 @@ class Courier:
     def run(self) -> None:
         """Send until there are no streams any more."""
         while (stream := self._next()) is not None:
-            try:
-                over = self._send_slice(stream, self._send)
-            except Exception as error:  # noqa: BLE001 - it is the stream's, and no other one's
-                self._end(stream, error)
-            else:
-                if over:
-                    self._end(stream, None)
+            self._turn(stream, self._send_slice, self._send)
+
+    def _turn(self, stream: Stream, send: Callable[..., bool], *arguments: object) -> None:
+        """Call `send(stream, ...)`, and end the stream where that fails or has nothing more to send."""
+        try:
+            over = send(stream, *arguments)
+        except Exception as error:  # noqa: BLE001 - it is the stream's, and no other one's
+            self._end(stream, error)
+        else:
+            if over:
+                self._end(stream, None)
 
     def _next(self) -> Stream | None:
         while True:
@@ -103,9 +106,7 @@ class Courier:
                 self._looked = now
                 self._look(now)
             with self._changed:
-                if self._lent:
-                    self._missed = True
-                else:
+                if not self._lent:
                     self._current = chosen(self._streams, now)
                     if self._current is not None:
                         return self._current
@@ -318,18 +319,11 @@ class Courier:
             if not lent or chosen(self._streams, stream.since) is not stream:
                 self._wake()
                 return
-            self._lent, self._current, stream.full = True, stream, False
-        try:
-            over = self._pass_on(stream, data, offset)
-        except Exception as error:  # noqa: BLE001 - as in `run`
-            self._end(stream, error)
-        else:
-            if over:
-                self._end(stream, None)
+            self._lent, self._current = True, stream
+        self._turn(stream, self._pass_on, data, offset)
         with self._changed:
             self._lent, self._current = False, None
-            if self._missed or stream.ready or not self._streams:
-                self._missed = False
+            if not self._streams or any(one.ready for one in self._streams):
                 self._wake()
 
     def _pass_on(self, stream: Stream, data: memoryview, offset: int) -> bool:
