@@ -115,8 +115,6 @@ class Connection:
         while length:
             size = min(next(sizes, PIECE), length, len(buffer))
             count = self._fill(buffer[:size])
-            if not count:
-                raise OriginUnavailable("the origin closed the connection in the middle of the bytes")
             length -= count
             yield buffer[:count]
 
@@ -243,15 +241,12 @@ class Connection:
 
     def _fill_all(self, view: memoryview) -> None:
         while view:
-            count = self._fill(view)
-            if not count:
-                raise OriginUnavailable("the origin closed the connection in the middle of the bytes")
-            view = view[count:]
+            view = view[self._fill(view) :]
 
     def _fill(self, view: memoryview) -> int:
-        """Fill `view` if it can be; the count of bytes, 0 at the end. A stall before any byte raises.
+        """Fill `view` if it can be; the count of bytes. A stall or the end before any byte raises.
 
-        What came before a silence is handed on first.
+        What came before a silence or the end is handed on first.
         """
         done = 0
         if self._rest:
@@ -269,7 +264,9 @@ class Connection:
             self._silent = 0
             done += count
             if not count or self._wait_all:  # with MSG_WAITALL less than asked for is a stall or the end
-                return done
+                break
+        if not done:
+            raise OriginUnavailable("the origin closed the connection in the middle of the bytes")
         return done
 
 
