@@ -264,12 +264,12 @@ def test_a_new_holder_knows_five_volumes_and_unpublishes_them(site: Site) -> Non
     for number in range(MOUNTS):
         site.stack.s3.put(bucket, f"d{number}/file", b"bytes")
     targets = [site.stack.mount(f"s3://{bucket}/d{number}") for number in range(MOUNTS)]
-    before = site.descriptors("holder")
+    before = site.descriptors("holder")  # one more at times: the connection of the last mount may still end
     site.kill_holder()
     status = {mount["targets"][0]: mount for mount in site.status()}
     assert sorted(status) == sorted(map(str, targets))
     assert {mount["uri"] for mount in status.values()} == {f"s3://{bucket}/d{n}" for n in range(MOUNTS)}
-    assert site.descriptors("holder") == before
+    site.stack.process("holder").await_ready(lambda: site.descriptors("holder") <= before, WITHIN)
     kubelet = Kubelet(site.stack.layout.csi_socket)
     for target in targets:
         stats = kubelet.stats(target, volume_id(str(target)))
