@@ -236,7 +236,7 @@ class PeersConfig(_Table):
     )
     swarm_port: Annotated[int, Field(ge=0, le=65535), Unit("number")] = Field(
         default=0,
-        description="The port of the swarm, at the address of `listen`; 0 takes any that is free.",
+        description="The swarm's port, TCP and UDP, at the address of `listen`; 0 takes any that is free.",
     )
 
     upload_limit: Annotated[Size, AfterValidator(settings.at_least_mib)] | None = Field(

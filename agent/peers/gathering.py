@@ -74,7 +74,7 @@ class Gathering:
         self._say = say
         self._held = Held(s.store, layout)
         self._learning = Learning(layout, self._held, s.own, s.filler, s.straight, s.hashes, s.metrics)
-        self._joined = Joined(layout, self._held, s.store, s.swarm, s.clock, s.metrics, s.brought)
+        self._joined = Joined(layout, self._held, s.store, s.swarm, s.clock, s.metrics, s.brought, s.own.zone)
         self._others: Mapping[Peer, Reply] = {}
         self._opened = asyncio.Event()
         self._heard = services.clock.monotonic()
@@ -97,9 +97,10 @@ class Gathering:
         known, coming = self._learning.tell(word.unknown)
         same = word.tag == self._tag
         if same and word.port:
-            self._joined.meet(sender, word.port)
+            self._joined.meet(sender, word.port, word.zone)
         port = self._joined.port if same else 0
-        return Reply(port=port, warming=self.warming, hashes=known, coming=coming)
+        zone = self._services.own.zone
+        return Reply(port=port, zone=zone, warming=self.warming, hashes=known, coming=coming)
 
     async def _run(self) -> None:
         try:
@@ -179,6 +180,7 @@ class Gathering:
             objects=objects_as(self.layout.refs),
             tag=self._tag,
             port=self._joined.port,
+            zone=self._services.own.zone,
             warming=self.warming,
             unknown=unknown,
         )
@@ -186,7 +188,7 @@ class Gathering:
         self._learning.hear(self._others)
         for peer, reply in self._others.items():
             if reply.port:
-                self._joined.meet(peer.address, reply.port)
+                self._joined.meet(peer.address, reply.port, reply.zone)
 
     async def _fill_rest(self) -> None:
         """Fill what is missing still as any chunk is filled. Raises HeadraceError."""

@@ -7,6 +7,11 @@ exchanges. Files are the store's own, by their paths. libtorrent's plainest way 
 is in the file when it says so, nothing is cached, no thread beside its one touches the file, and on a page
 cache it is as fast as the others (200 MiB over loopback in 0.9 s; with pread 1.1 s, mapped 1.1 s).
 
+Between zones a connection is uTP (BEP 29), which gives way to all else on a link, or TCP where UDP does not
+get through; within one it is TCP, since uTP is slow (128 MiB over loopback in 10 s). libtorrent knows that
+for all of a session only, and then tries uTP first with everybody. So it does from the first connection to
+another zone on, until there is no torrent any more; who calls connects those of its own zone before that.
+
 What libtorrent says wakes the loop by a pipe; nothing here waits for libtorrent on the loop.
 """
 
@@ -30,13 +35,15 @@ REMOVED_WITHIN = 10.0  # seconds until a torrent has let go of its files
 CONNECTIONS = 128  # of all torrents; each may hold 1 MiB to send
 ALERTS = 20_000  # that are kept for the loop; beyond that all pieces are asked for
 FORCED, PLAIN_LEVEL = 0, 1  # enc_policy, enc_level: settings are given as numbers
+PREFER_TCP = 0  # bandwidth_mixed_algo_t
 SETTINGS: dict[str, Any] = {
     "enable_dht": False,
     "enable_lsd": False,
     "enable_upnp": False,
     "enable_natpmp": False,
-    "enable_incoming_utp": False,
-    "enable_outgoing_utp": False,
+    "enable_incoming_utp": True,
+    "enable_outgoing_utp": False,  # `Swarm.try_utp`
+    "mixed_mode_algorithm": PREFER_TCP,  # else TCP is held back where there is uTP beside it
     "in_enc_policy": FORCED,
     "out_enc_policy": FORCED,
     "allowed_enc_level": PLAIN_LEVEL,
@@ -77,9 +84,11 @@ class Torrent:
         self.removed = asyncio.Event()
         self._leaving = False
 
-    def connect(self, host: str, port: int) -> None:
-        """Look for a member of the swarm there."""
+    def connect(self, host: str, port: int, background: bool = False) -> None:
+        """Look for a member of the swarm there; `background` is for another zone, and comes last."""
         if not self._leaving:
+            if background:
+                self._swarm.try_utp(True)
             self._handle.connect_peer((host, port))
 
     async def remove(self) -> bool:
@@ -174,9 +183,15 @@ class Swarm:
         parameters.flags = (
             flags.no_verify_files | flags.disable_dht | flags.disable_lsd | flags.disable_pex
         ) | (flags.update_subscribe | flags.apply_ip_filter | flags.duplicate_is_error)
+        if not self._torrents:
+            self.try_utp(False)
         handle = self._session.add_torrent(parameters)
         torrent = self._torrents[handle] = Torrent(self, handle, have, came)
         return torrent
+
+    def try_utp(self, first: bool) -> None:
+        """Whether connections are tried by uTP first, all that are made from now on."""
+        self._session.apply_settings({"enable_outgoing_utp": first})
 
     def remove(self, handle: Any) -> None:
         """For `Torrent.remove`."""

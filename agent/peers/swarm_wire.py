@@ -25,6 +25,7 @@ MOST_RUNS = 8192
 _Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _Number = Annotated[int, Field(ge=0, lt=1 << 40)]
 _Port = Annotated[int, Field(ge=0, lt=1 << 16)]
+_Zone = Annotated[str, Field(max_length=256)]
 _Object = tuple[
     Annotated[str, Field(min_length=1, max_length=4096)],
     Annotated[str, Field(min_length=1, max_length=1024)],
@@ -49,7 +50,8 @@ class _Model(BaseModel):
 class Word(_Model):
     """What one agent says to another about a set; `objects` are left out where the other should know them.
 
-    `port` is where it is in the swarm, 0 where it is not yet; `tag` names the secret of its infohash.
+    `port` is where it is in the swarm, 0 where it is not yet; `zone` is the sender's; `tag` names the secret
+    of its infohash.
     """
 
     set: _Id
@@ -57,6 +59,7 @@ class Word(_Model):
     objects: Annotated[list[_Object], Field(max_length=MOST_OBJECTS)] = []
     tag: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     port: _Port = 0
+    zone: _Zone = ""
     warming: bool = False
     unknown: _Runs = []
 
@@ -70,6 +73,7 @@ class Reply(_Model):
     version: Literal[1] = 1
     stranger: bool = False
     port: _Port = 0
+    zone: _Zone = ""
     warming: bool = False
     hashes: _Hashes = []
     coming: _Runs = []

@@ -58,14 +58,16 @@ class LocalCluster:
         origin_rate: str | None = None,
         settings: AgentSettings | None = None,
         serve: bool = True,
+        zones: Sequence[str] = (),
     ) -> None:
-        """`rate` and `origin_rate` shape the links ("200mbit"); `settings` are those of all agents,
-        without names and peers; without `serve` there is no CSI service, and mounts are made at the admin
-        sockets only."""
+        """`rate` and `origin_rate` shape the links ("200mbit"); `settings` are those of all agents, without
+        names and peers; `zones` are the nodes', one each, or none; without `serve` there is no CSI service,
+        and mounts are made at the admin sockets only."""
         self._count = nodes
         self._rates = rate, origin_rate
         self._settings = settings or AgentSettings()
         self._serve = serve
+        self._zones = zones or [""] * nodes
         self._stack = ExitStack()
         self.nodes: list[Node] = []
 
@@ -108,9 +110,9 @@ class LocalCluster:
             self.s3 = self._stack.enter_context(server)
         secret = write_secret(self.directory / "peer-secret")
         addresses = [f"{host.address}:{PORT}" for host in hosts]
-        for host, address in zip(hosts, addresses, strict=True):
+        for host, address, zone in zip(hosts, addresses, self._zones, strict=True):
             extra = peers_table(address, addresses, secret) + self._settings.extra
-            settings = replace(self._settings, name=f"node-{host.number}", extra=extra)
+            settings = replace(self._settings, name=f"node-{host.number}", zone=zone, extra=extra)
             with deferred_signals(), host.namespace.inside():
                 stack = LocalStack(settings, s3=self.s3)
                 self._stack.callback(stack.close)

@@ -120,6 +120,7 @@ class AgentSettings:
     reserve: str = "256MiB"
     capacity: str | None = None
     name: str = "local"  # of the node
+    zone: str = ""
     scrub_rate: str | None = None
     directories: tuple[str, ...] = ()  # of the store, below the layout's; none: that one itself
     origins: Mapping[str, OriginSettings] | None = None  # prefix -> settings, over the stack's own of "s3://"
@@ -132,7 +133,7 @@ class AgentSettings:
     def toml(self, layout: Layout, metrics_port: int, s3: OriginSettings) -> str:
         """The agent's configuration file; `s3` is how the stack's own S3 server is reached."""
         tables: dict[str, Mapping[str, object]] = {
-            "node": {"name": self.name},
+            "node": {"name": self.name, "zone": self.zone},
             "store": {
                 "directories": list(map(str, self.stores(layout))),
                 "chunk_size": self.chunk_size,

@@ -7,6 +7,7 @@ import hashlib
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,11 +25,21 @@ RECEIVED = 'headrace_swarm_bytes_total{direction="received"}'
 WITHIN = 60.0  # seconds
 
 
+SETTINGS = AgentSettings(patience="2min", extra="swarm = true\n")  # of [peers]
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
     """Three nodes on links of 200 Mbit/s, in a swarm."""
-    settings = AgentSettings(patience="2min", extra="swarm = true\n")  # of [peers]
-    with LocalCluster(3, rate="200mbit", origin_rate="400mbit", settings=settings) as running:
+    with LocalCluster(3, rate="200mbit", origin_rate="400mbit", settings=SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture
+def zoned() -> Iterator[LocalCluster]:
+    """The same, two of them in one zone and the third in another one."""
+    zones = ("a", "a", "b")
+    with LocalCluster(3, rate="200mbit", origin_rate="400mbit", settings=SETTINGS, zones=zones) as running:
         yield running
 
 
@@ -49,6 +60,20 @@ async def warm(node: Node, uri: str) -> str:
             return warming.state
     except AdminError:
         return "gone"
+
+
+def datagrams(node: Node) -> int:
+    """How many UDP packets have come to a node (RFC 4113, udpInDatagrams)."""
+
+    def read_counter() -> int:
+        names, values = [
+            line.split()
+            for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()
+            if line.startswith("Udp:")
+        ]
+        return int(values[names.index("InDatagrams")])
+
+    return node.inside(read_counter)
 
 
 def received(node: Node) -> float:
@@ -100,3 +125,15 @@ def test_a_dataset_is_read_right_while_the_swarm_brings_it(cluster: LocalCluster
         return await warming, digests
 
     assert asyncio.run(read_meanwhile()) == ("done", [expected])
+
+
+def test_pieces_go_by_tcp_within_a_zone_and_by_utp_to_another_one(zoned: LocalCluster) -> None:
+    uri, _ = upload(zoned, "swarm-zones", 3)
+    first, near, far = zoned.nodes
+    assert asyncio.run(warm(first, uri)) == "done"
+    assert asyncio.run(warm(near, uri)) == "done"
+    assert received(near) == SIZE
+    assert datagrams(near) < 100
+    assert asyncio.run(warm(far, uri)) == "done"
+    assert received(far) == SIZE
+    assert datagrams(far) > SIZE / 1500  # its packets are not larger than a link's

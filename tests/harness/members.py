@@ -112,10 +112,11 @@ async def member(
     chunk_size: int,
     swarm: bool = True,
     budget: Budget | None = None,
+    zone: str = "",
 ) -> AsyncIterator[Member]:
     """Start the agent with this number among the addresses; its store stays where it is.
 
-    `budget` is the origin's.
+    `budget` is the origin's, `zone` the agent's.
     """
     clock, metrics = SystemClock(), Metrics()
     secret = directory / "peer-secret"
@@ -135,7 +136,7 @@ async def member(
         store = await Store.open([path], chunk_size, StoreLimits(None, 0), clock, metrics)
         stack.push_async_callback(store.close)
         origin = StatingSource(data, budget)
-        cluster = Cluster(config, "", store, origin, clock, metrics, chunk_size)
+        cluster = Cluster(config, zone, store, origin, clock, metrics, chunk_size)
         stack.push_async_callback(cluster.close)
         filler = Filler(store, cluster.source, clock, metrics, PATIENCE, random.Random(1))
         stack.push_async_callback(filler.close)

@@ -40,9 +40,10 @@ class Members:
         self._addresses = addresses(3)
         self._running: dict[int, AsyncExitStack] = {}
 
-    async def start(self, number: int) -> Member:
+    async def start(self, number: int, zone: str = "") -> Member:
         stack = self._running[number] = AsyncExitStack()
-        return await stack.enter_async_context(member(self._directory, self._addresses, number, DATA, CHUNK))
+        one = member(self._directory, self._addresses, number, DATA, CHUNK, zone=zone)
+        return await stack.enter_async_context(one)
 
     async def stop(self, number: int) -> None:
         await self._running.pop(number).aclose()
@@ -115,6 +116,28 @@ async def test_two_that_have_halves_bring_a_third_the_whole(start: Start) -> Non
     assert await has_all(third)
     assert third.swarm_bytes == TOTAL
     assert not any(one.origin_bytes for one in (first, second, third))
+
+
+async def test_another_zone_is_connected_in_the_background_and_after_the_own_one(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, connected = Torrent.connect, list[tuple[str, bool]]()
+
+    def noted(torrent: Torrent, host: str, port: int, background: bool) -> None:
+        connected.append((host, background))
+        connect(torrent, host, port, background)
+
+    far, near, third = [await members.start(number, zone) for number, zone in enumerate("baa")]
+    count = -(-REFS[0].size // CHUNK)
+    await near.keep(REFS[0], DATA[REFS[0].uri], range(0, count, 2))
+    for ref in REFS:
+        await far.keep(ref, DATA[ref.uri])
+    monkeypatch.setattr(Torrent, "connect", noted)
+    await warm(third)
+    assert await has_all(third)
+    assert third.swarm_bytes == TOTAL
+    met = [one for one in dict.fromkeys(connected) if one[0] != address_of(2)]  # by the third: it alone asks
+    assert met == [(address_of(1), False), (address_of(0), True)]
 
 
 async def test_an_agent_without_peers_warms_from_the_origin(start: Start) -> None:
@@ -206,8 +229,8 @@ class Came:
 
 
 @asynccontextmanager
-async def knowing(directory: Path, host: str, port: int) -> AsyncIterator[Came]:
-    """Somebody who knows all that a member knows, at an address."""
+async def knowing(directory: Path, host: str, port: int, utp: bool) -> AsyncIterator[Came]:
+    """Somebody who knows all that a member knows, at an address; he tries it by uTP or not."""
     layout = Layout(sets_of(REFS)[0], CHUNK)
     names = {file: f"{host}-{number}" for file, number in enumerate(layout.files()) if number is not None}
     swarm, came = await Swarm.start(host, 0), Came(layout.pieces)
@@ -215,21 +238,22 @@ async def knowing(directory: Path, host: str, port: int) -> AsyncIterator[Came]:
     none, every = [False] * layout.pieces, [True] * layout.pieces
     paths = {file: directory / name for file, name in names.items()}
     torrent = swarm.add(metainfo(layout), paths, none, every, came)
-    torrent.connect(address_of(0), port)
+    torrent.connect(address_of(0), port, background=utp)
     yield came
     await swarm.close()
 
 
+@pytest.mark.parametrize("utp", [False, True])
 async def test_an_outsider_who_knows_all_gets_nothing_where_a_member_gets_all(
-    members: Members, tmp_path: Path
+    members: Members, tmp_path: Path, utp: bool
 ) -> None:
     first, second = await members.start(0), await members.start(1)
     await keep_all(first)
     await warm(second)
     port = first.cluster.swarm_port
     async with (
-        knowing(tmp_path, "127.0.0.9", port) as outside,
-        knowing(tmp_path, address_of(2), port) as inside,
+        knowing(tmp_path, "127.0.0.9", port, utp) as outside,
+        knowing(tmp_path, address_of(2), port, utp) as inside,
     ):
         await asyncio.wait_for(inside.all.wait(), WITHIN)
         assert not outside.any
@@ -282,7 +306,7 @@ async def test_what_is_being_warmed_is_claimed_and_not_filled_by_others(
     await keep_all(first)
     # The first knows the second as nobody: it lets it learn the hashes, and not into the swarm.
     in_swarm = asyncio.Event()
-    monkeypatch.setattr(Torrent, "connect", lambda *_: in_swarm.set())
+    monkeypatch.setattr(Torrent, "connect", lambda *_, background: in_swarm.set())
     warming = asyncio.create_task(warm(second))
     cached = await second.store.acquire(REFS[0])
     await asyncio.wait_for(in_swarm.wait(), WITHIN)
