@@ -89,6 +89,10 @@ class SpanRelay:
         """A member goes by routes as they are now."""
         self._members[name].seen = self._generation
 
+    def routed(self) -> set[str]:
+        """Members that have a place, and go by routes from it."""
+        return {name for name, member in self._members.items() if member.place is not None and member.seen}
+
     def awaited(self, name: str) -> bool:
         """Whether somebody can have its new place only after this member has asked again."""
         member = self._members[name]

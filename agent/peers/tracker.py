@@ -12,7 +12,8 @@ formed, and every parent comes before its child in an order that never changes (
 An ask of somebody new waits until nobody else has come for `GATHER` seconds, `GATHER_MOST` at the most, so
 that agents that start together form one group and share the heads' work. Where others have all of the span
 already nobody has to be a head, and nobody waits. A new tracker waits `REBUILD` seconds from the first
-announcement of a place that it did not give.
+announcement of a place that it did not give. Who announces one later takes it as well, and those who have
+their routes already ask again, since it may be a parent of theirs.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ class Tracker:
         self._reputation = Reputation()
         self._speeds = Speeds()
         self._moving: dict[SpanId, set[str]] = {}  # spans in which slow members go to the end, and who
+        self._outdated: dict[
+            SpanId, set[str]
+        ] = {}  # whose routes are from before somebody took its old place
         self._formed = False
         self._ready_at = 0.0
         self._look_at = 0.0
@@ -125,6 +129,7 @@ class Tracker:
                 self._form(relay, [peer.name])  # no head's work is to be shared: who comes next stands behind
             wait = self._gather(peer.name, span, relay, min(patience, GATHER_LONG))
         relay.saw(peer.name)
+        self._is_up_to_date(peer.name, span)
         routes = relay.routes(peer.name, min(count, SPAN), without)
         named = tuple(tuple(self._members[name].peer for name in route) for route in routes)
         slow = frozenset(one for one in self._speeds.names() if one in relay and self.is_slow(one))
@@ -170,14 +175,17 @@ class Tracker:
         return self._speeds.slow(name, self._clock.monotonic())
 
     def again(self, name: str) -> list[SpanId]:
-        """The spans that a member should ask for at once, since somebody slow goes to their end."""
+        """The spans that a member should ask for at once: somebody slow goes to their end, or somebody took
+        the place in them that it had from an earlier tracker."""
         for span, names in list(self._moving.items()):
             relay = self._spans.get(span)
             left = {one for one in names if relay is not None and one in relay and relay.place(one) is None}
             self._moving[span] = left
             if not left:
                 del self._moving[span]
-        return [span for span in self._moving if name in self._spans[span] and self._waits(name, span)]
+        outdated = [span for span, names in self._outdated.items() if name in names]
+        moving = [span for span in self._moving if name in self._spans[span] and self._waits(name, span)]
+        return outdated + [span for span in moving if span not in outdated]
 
     def _waits(self, name: str, span: SpanId) -> bool:
         asked = span in self._gathering and name in self._gathering[span].names
@@ -221,7 +229,15 @@ class Tracker:
         now = self._clock.monotonic()
         if not self._formed and not self._ready_at:
             self._ready_at = now + REBUILD
-        relay.put(peer.name, standing.place)
+        if relay.put(peer.name, standing.place) and now >= self._ready_at:
+            others = {name for name in relay.routed() if name != peer.name}
+            self._outdated.setdefault(span, set()).update(others)
+
+    def _is_up_to_date(self, name: str, span: SpanId) -> None:
+        outdated = self._outdated.get(span, set())
+        outdated.discard(name)
+        if not outdated:
+            self._outdated.pop(span, None)
 
     def _must_ask(self, name: str, span: SpanId, standing: Standing | None) -> bool:
         """Whether others wait for a member to ask again, or the place it believes to have is not its own."""
@@ -273,6 +289,7 @@ class Tracker:
 
     def _drop(self, name: str, span: SpanId) -> None:
         relay = self._spans.get(span)
+        self._is_up_to_date(name, span)
         if relay is not None:
             relay.drop(name)
             if not len(relay):

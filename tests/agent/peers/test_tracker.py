@@ -314,6 +314,24 @@ def test_the_next_tracker_gives_the_same_routes_once_all_have_announced() -> Non
     assert {one.name: after.ask(one) for one in peers} == before
 
 
+def test_who_tells_a_new_tracker_its_place_late_has_its_children_again_as_soon_as_they_have_asked() -> None:
+    cluster, peers = Cluster(), [peer(number) for number in range(4)]
+    cluster.start(*peers)
+    before = dict(cluster.answers)
+    late, *others = peers
+    cluster.tracker = Tracker(cluster.clock)
+    for one in others:
+        cluster.tracker.announce(one, {SPAN0: Standing(0, before[one.name].place)}, whole=True)
+    cluster.clock.advance(REBUILD)
+    assert all(late not in route for one in others for route in cluster.ask(one).routes)
+    assert not any(cluster.tracker.again(one.name) for one in peers)
+    cluster.tracker.announce(late, {SPAN0: Standing(0, before[late.name].place)}, whole=True)
+    for one in others:
+        assert cluster.tracker.again(one.name) == [SPAN0]
+        assert cluster.ask(one).routes == before[one.name].routes
+    assert not any(cluster.tracker.again(one.name) for one in peers)
+
+
 def test_somebody_new_waits_while_a_new_tracker_learns_and_then_comes_last() -> None:
     cluster = Cluster()
     cluster.start(peer(0), peer(1))
