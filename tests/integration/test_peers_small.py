@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from deploy.local.s3 import SeaweedS3
+from tests.harness.fleet import Fleet, fleet, sha256
 from tests.harness.reading import read
-from tests.integration.test_peers import Fleet, fleet, sha256
 
 pytestmark = pytest.mark.timeout(240)
 
