@@ -94,7 +94,7 @@ def files(seed: int) -> dict[str, bytes]:
     return {name: rng.randbytes(size) for name, size in SIZES.items()}
 
 
-UNTOUCHED = AgentSettings(promote="never")
+USUAL = AgentSettings(promote="never")
 
 
 def fleet(
@@ -102,7 +102,7 @@ def fleet(
     seaweed: SeaweedS3,
     directory: Path,
     more: int = 0,
-    settings: AgentSettings = UNTOUCHED,
+    settings: AgentSettings = USUAL,
 ) -> Iterator[Fleet]:
     """Start `count` agents that know `more` addresses beside their own.
 
