@@ -42,7 +42,16 @@ ALLOWED: dict[str, set[str]] = {
     "agent.mount": {*LEAVES, *SETTINGS, "agent.cache"},
     "agent.peers": {*LEAVES, *SETTINGS, "agent.source", "agent.transfer", "agent.cache"},
     "agent.control": {*LEAVES, *SETTINGS, "agent.logs"},
-    # the wiring: the parts put together, and the command around them
+    # the wiring: what the parts answer for, the parts put together, and the command around them
+    "agent.controlled": {
+        *LEAVES,
+        *SETTINGS,
+        "agent.origin",
+        "agent.cache",
+        "agent.peers",
+        "agent.mount",
+        "agent.control",
+    },
     "agent.node": {
         *LEAVES,
         *SETTINGS,
@@ -52,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent.peers",
         "agent.mount",
         "agent.control",
+        "agent.controlled",
     },
     "agent.fsck": {*LEAVES, *SETTINGS, "agent.logs", "agent.units", "agent.cache"},
     "agent.__main__": {*LEAVES, *SETTINGS, "agent.logs", "agent.node", "agent.fsck"},
