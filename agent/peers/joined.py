@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 # that only it had, everybody waits so long.
 STALL = 4.0
 RECONNECT = 5.0  # seconds
-NEAR_FIRST = 0.9  # seconds until others than those of this zone are met: the next round of words
 
 Brought = Callable[[ObjectRef, Extent], None]
 
@@ -67,7 +66,6 @@ class Joined:
         self._met: dict[str, tuple[int, float]] = {}
         self._taking: set[asyncio.Task[None]] = set()
         self._moved = 0.0
-        self._near_at = -NEAR_FIRST
         self._received = 0
 
     @property
@@ -121,18 +119,15 @@ class Joined:
         self._moved = self._clock.monotonic()
 
     def meet(self, address: str, port: int, zone: str) -> None:
-        """Connect to the agent at `address`, once, and again after a while; where it is in another zone, in
-        the background, and after those of this one."""
-        now, near = self._clock.monotonic(), zone == self._zone
+        """Connect to the agent at `address`, once, and again after a while; in the background where it is in
+        another zone."""
+        now = self._clock.monotonic()
         known, when = self._met.get(address, (0, 0.0))
         if self._torrent is None or (known == port and now - when <= RECONNECT):
             return
-        if near and address not in self._met:
-            self._near_at = now
-        elif not near and now - self._near_at < NEAR_FIRST:
-            return
-        self._met[address] = (port, now)
-        self._torrent.connect(address.rpartition(":")[0].strip("[]"), port, background=not near)
+        host = address.rpartition(":")[0].strip("[]")
+        if self._torrent.connect(host, port, background=zone != self._zone):
+            self._met[address] = (port, now)
 
     def look(self) -> None:
         """Have libtorrent say how far it is."""

@@ -8,9 +8,8 @@ is in the file when it says so, nothing is cached, no thread beside its one touc
 cache it is as fast as the others (200 MiB over loopback in 0.9 s; with pread 1.1 s, mapped 1.1 s).
 
 Between zones a connection is uTP (BEP 29), which gives way to all else on a link, or TCP where UDP does not
-get through; within one it is TCP, since uTP is slow (128 MiB over loopback in 10 s). libtorrent knows that
-for all of a session only, and then tries uTP first with everybody. So it does from the first connection to
-another zone on, until there is no torrent any more; who calls connects those of its own zone before that.
+get through; within one it is TCP, since uTP is slow (128 MiB over loopback in 10 s). libtorrent has a setting
+for all connections that it begins, so those of the two ways are begun at different times.
 
 What libtorrent says wakes the loop by a pipe; nothing here waits for libtorrent on the loop.
 """
@@ -36,13 +35,14 @@ CONNECTIONS = 128  # of all torrents; each may hold 1 MiB to send
 ALERTS = 20_000  # that are kept for the loop; beyond that all pieces are asked for
 FORCED, PLAIN_LEVEL = 0, 1  # enc_policy, enc_level: settings are given as numbers
 PREFER_TCP = 0  # bandwidth_mixed_algo_t
+BEGUN_WITHIN = 0.9  # seconds: it looks for connections to begin twice a second
 SETTINGS: dict[str, Any] = {
     "enable_dht": False,
     "enable_lsd": False,
     "enable_upnp": False,
     "enable_natpmp": False,
     "enable_incoming_utp": True,
-    "enable_outgoing_utp": False,  # `Swarm.try_utp`
+    "enable_outgoing_utp": False,  # `Swarm.connects`
     "mixed_mode_algorithm": PREFER_TCP,  # else TCP is held back where there is uTP beside it
     "in_enc_policy": FORCED,
     "out_enc_policy": FORCED,
@@ -84,12 +84,14 @@ class Torrent:
         self.removed = asyncio.Event()
         self._leaving = False
 
-    def connect(self, host: str, port: int, background: bool = False) -> None:
-        """Look for a member of the swarm there; `background` is for another zone, and comes last."""
-        if not self._leaving:
-            if background:
-                self._swarm.try_utp(True)
-            self._handle.connect_peer((host, port))
+    def connect(self, host: str, port: int, background: bool = False) -> bool:
+        """Look for a member of the swarm there, in the background where it is in another zone.
+
+        False where that has to be asked for again a second later."""
+        if self._leaving or not self._swarm.connects(background):
+            return False
+        self._handle.connect_peer((host, port))
+        return True
 
     async def remove(self) -> bool:
         """Leave the swarm. True: the files are closed and nothing is written any more."""
@@ -123,6 +125,7 @@ class Swarm:
         self._read, self._write = pipe
         self._torrents: dict[Any, Torrent] = {}
         self._listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._background, self._asked = False, 0.0  # how connections were asked for, and when
         self.port = 0
         self.on_sent: Callable[[int], object] = lambda count: None  # told of bytes as they were sent
         self.on_banned: Callable[[str], object] = lambda host: None  # told of hosts that sent wrong pieces
@@ -183,15 +186,20 @@ class Swarm:
         parameters.flags = (
             flags.no_verify_files | flags.disable_dht | flags.disable_lsd | flags.disable_pex
         ) | (flags.update_subscribe | flags.apply_ip_filter | flags.duplicate_is_error)
-        if not self._torrents:
-            self.try_utp(False)
         handle = self._session.add_torrent(parameters)
         torrent = self._torrents[handle] = Torrent(self, handle, have, came)
         return torrent
 
-    def try_utp(self, first: bool) -> None:
-        """Whether connections are tried by uTP first, all that are made from now on."""
-        self._session.apply_settings({"enable_outgoing_utp": first})
+    def connects(self, background: bool) -> bool:
+        """For `Torrent.connect`: whether connections may be asked for in this way now, for all torrents."""
+        now = asyncio.get_running_loop().time()
+        if background != self._background:
+            if now - self._asked < BEGUN_WITHIN:
+                return False
+            self._session.apply_settings({"enable_outgoing_utp": background})
+            self._background = background
+        self._asked = now
+        return True
 
     def remove(self, handle: Any) -> None:
         """For `Torrent.remove`."""

@@ -16,7 +16,7 @@ import pytest
 
 from agent.content import ObjectRef
 from agent.errors import StoreFailed
-from agent.peers import joined
+from agent.peers import joined, swarm
 from agent.peers.metainfo import PIECE, Layout, mark_of, piece_hashes, sets_of
 from agent.peers.swarm import Swarm, Torrent
 from tests.agent.peers.conftest import random_bytes
@@ -118,26 +118,39 @@ async def test_two_that_have_halves_bring_a_third_the_whole(start: Start) -> Non
     assert not any(one.origin_bytes for one in (first, second, third))
 
 
-async def test_another_zone_is_connected_in_the_background_and_after_the_own_one(
+async def test_what_the_own_zone_lacks_comes_from_another_one_in_the_background(
     members: Members, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect, connected = Torrent.connect, list[tuple[str, bool]]()
+    connect, met = Torrent.connect, set[tuple[str, bool]]()
 
-    def noted(torrent: Torrent, host: str, port: int, background: bool) -> None:
-        connected.append((host, background))
-        connect(torrent, host, port, background)
+    def noted(torrent: Torrent, host: str, port: int, background: bool) -> bool:
+        if host != address_of(2):  # by the third: it alone asks
+            met.add((host, background))
+        return connect(torrent, host, port, background)
 
     far, near, third = [await members.start(number, zone) for number, zone in enumerate("baa")]
-    count = -(-REFS[0].size // CHUNK)
-    await near.keep(REFS[0], DATA[REFS[0].uri], range(0, count, 2))
     for ref in REFS:
-        await far.keep(ref, DATA[ref.uri])
+        count = -(-ref.size // CHUNK)
+        await near.keep(ref, DATA[ref.uri], range(0, count, 2))
+        await far.keep(ref, DATA[ref.uri], range(1, count, 2))
     monkeypatch.setattr(Torrent, "connect", noted)
     await warm(third)
     assert await has_all(third)
     assert third.swarm_bytes == TOTAL
-    met = [one for one in dict.fromkeys(connected) if one[0] != address_of(2)]  # by the third: it alone asks
-    assert met == [(address_of(1), False), (address_of(0), True)]
+    assert met == {(address_of(0), True), (address_of(1), False)}
+
+
+async def test_connections_within_a_zone_and_to_another_one_are_not_begun_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with outsider(tmp_path, "127.0.0.9") as (torrent, _):
+        assert torrent.connect("127.0.0.2", 1)
+        assert torrent.connect("127.0.0.3", 1)
+        assert not torrent.connect("127.0.0.4", 1, background=True)
+        monkeypatch.setattr(swarm, "BEGUN_WITHIN", 0.0)
+        assert torrent.connect("127.0.0.4", 1, background=True)
+        monkeypatch.undo()
+        assert not torrent.connect("127.0.0.2", 1)
 
 
 async def test_an_agent_without_peers_warms_from_the_origin(start: Start) -> None:
@@ -229,18 +242,16 @@ class Came:
 
 
 @asynccontextmanager
-async def knowing(directory: Path, host: str, port: int, utp: bool) -> AsyncIterator[Came]:
-    """Somebody who knows all that a member knows, at an address; he tries it by uTP or not."""
+async def outsider(directory: Path, host: str) -> AsyncIterator[tuple[Torrent, Came]]:
+    """Somebody who knows all that a member knows, at an address."""
     layout = Layout(sets_of(REFS)[0], CHUNK)
     names = {file: f"{host}-{number}" for file, number in enumerate(layout.files()) if number is not None}
-    swarm, came = await Swarm.start(host, 0), Came(layout.pieces)
-    swarm.admit([address_of(0)])
+    own, came = await Swarm.start(host, 0), Came(layout.pieces)
+    own.admit([address_of(0)])
     none, every = [False] * layout.pieces, [True] * layout.pieces
     paths = {file: directory / name for file, name in names.items()}
-    torrent = swarm.add(metainfo(layout), paths, none, every, came)
-    torrent.connect(address_of(0), port, background=utp)
-    yield came
-    await swarm.close()
+    yield own.add(metainfo(layout), paths, none, every, came), came
+    await own.close()
 
 
 @pytest.mark.parametrize("utp", [False, True])
@@ -251,12 +262,11 @@ async def test_an_outsider_who_knows_all_gets_nothing_where_a_member_gets_all(
     await keep_all(first)
     await warm(second)
     port = first.cluster.swarm_port
-    async with (
-        knowing(tmp_path, "127.0.0.9", port, utp) as outside,
-        knowing(tmp_path, address_of(2), port, utp) as inside,
-    ):
-        await asyncio.wait_for(inside.all.wait(), WITHIN)
-        assert not outside.any
+    async with outsider(tmp_path, "127.0.0.9") as outside, outsider(tmp_path, address_of(2)) as inside:
+        for torrent, _ in (outside, inside):
+            assert torrent.connect(address_of(0), port, background=utp)
+        await asyncio.wait_for(inside[1].all.wait(), WITHIN)
+        assert not outside[1].any
 
 
 async def answer_to(host: str, address: tuple[str, int], sent: bytes) -> bytes:
@@ -306,7 +316,12 @@ async def test_what_is_being_warmed_is_claimed_and_not_filled_by_others(
     await keep_all(first)
     # The first knows the second as nobody: it lets it learn the hashes, and not into the swarm.
     in_swarm = asyncio.Event()
-    monkeypatch.setattr(Torrent, "connect", lambda *_, background: in_swarm.set())
+
+    def connected(*_: object, background: bool) -> bool:
+        in_swarm.set()
+        return True
+
+    monkeypatch.setattr(Torrent, "connect", connected)
     warming = asyncio.create_task(warm(second))
     cached = await second.store.acquire(REFS[0])
     await asyncio.wait_for(in_swarm.wait(), WITHIN)
