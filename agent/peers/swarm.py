@@ -36,6 +36,7 @@ ALERTS = 20_000  # that are kept for the loop; beyond that all pieces are asked 
 FORCED, PLAIN_LEVEL = 0, 1  # enc_policy, enc_level: settings are given as numbers
 PREFER_TCP = 0  # bandwidth_mixed_algo_t
 BEGUN_WITHIN = 0.9  # seconds: it looks for connections to begin twice a second
+TURNED_WITHIN = 3.0  # seconds: who was refused asks again each second, or does not any more
 SETTINGS: dict[str, Any] = {
     "enable_dht": False,
     "enable_lsd": False,
@@ -126,6 +127,7 @@ class Swarm:
         self._torrents: dict[Any, Torrent] = {}
         self._listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._background, self._asked = False, 0.0  # how connections were asked for, and when
+        self._turning = False  # somebody waits to ask for them in the other way
         self.port = 0
         self.on_sent: Callable[[int], object] = lambda count: None  # told of bytes as they were sent
         self.on_banned: Callable[[str], object] = lambda host: None  # told of hosts that sent wrong pieces
@@ -191,14 +193,21 @@ class Swarm:
         return torrent
 
     def connects(self, background: bool) -> bool:
-        """For `Torrent.connect`: whether connections may be asked for in this way now, for all torrents."""
+        """For `Torrent.connect`: whether connections may be asked for in this way now, for all torrents.
+
+        Who is refused since the other way has the turn gets it next: of that way no more are let through."""
         now = asyncio.get_running_loop().time()
-        if background != self._background:
-            if now - self._asked < BEGUN_WITHIN:
+        since = now - self._asked
+        if background == self._background:
+            if self._turning and since < TURNED_WITHIN:
                 return False
+        elif since < BEGUN_WITHIN:
+            self._turning = True
+            return False
+        else:
             self._session.apply_settings({"enable_outgoing_utp": background})
             self._background = background
-        self._asked = now
+        self._asked, self._turning = now, False
         return True
 
     def remove(self, handle: Any) -> None:

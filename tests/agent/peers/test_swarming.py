@@ -140,17 +140,22 @@ async def test_what_the_own_zone_lacks_comes_from_another_one_in_the_background(
     assert met == {(address_of(0), True), (address_of(1), False)}
 
 
-async def test_connections_within_a_zone_and_to_another_one_are_not_begun_together(
+async def test_connections_within_a_zone_and_to_another_one_are_begun_in_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with outsider(tmp_path, "127.0.0.9") as (torrent, _):
-        assert torrent.connect("127.0.0.2", 1)
-        assert torrent.connect("127.0.0.3", 1)
-        assert not torrent.connect("127.0.0.4", 1, background=True)
+
+        def asked(*ways: bool) -> list[bool]:
+            return [torrent.connect(f"127.0.0.{2 + background}", 1, background) for background in ways]
+
+        assert asked(False, False, True) == [True, True, False]
+        assert asked(False, True) == [False, False]  # it is the other one's turn, in a moment
         monkeypatch.setattr(swarm, "BEGUN_WITHIN", 0.0)
-        assert torrent.connect("127.0.0.4", 1, background=True)
+        assert asked(False, True) == [False, True]
         monkeypatch.undo()
-        assert not torrent.connect("127.0.0.2", 1)
+        assert asked(True, False, True) == [True, False, False]
+        monkeypatch.setattr(swarm, "TURNED_WITHIN", 0.0)  # who had the turn has not come
+        assert asked(True) == [True]
 
 
 async def test_an_agent_without_peers_warms_from_the_origin(start: Start) -> None:
