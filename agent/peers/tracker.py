@@ -73,9 +73,7 @@ class Tracker:
         self._reputation = Reputation()
         self._speeds = Speeds()
         self._moving: dict[SpanId, set[str]] = {}  # spans in which slow members go to the end, and who
-        self._outdated: dict[
-            SpanId, set[str]
-        ] = {}  # whose routes are from before somebody took its old place
+        self._outdated: dict[SpanId, set[str]] = {}  # whose routes are from before somebody came back
         self._formed = False
         self._ready_at = 0.0
         self._look_at = 0.0
@@ -129,7 +127,7 @@ class Tracker:
                 self._form(relay, [peer.name])  # no head's work is to be shared: who comes next stands behind
             wait = self._gather(peer.name, span, relay, min(patience, GATHER_LONG))
         relay.saw(peer.name)
-        self._is_up_to_date(peer.name, span)
+        self._note_up_to_date(peer.name, span)
         routes = relay.routes(peer.name, min(count, SPAN), without)
         named = tuple(tuple(self._members[name].peer for name in route) for route in routes)
         slow = frozenset(one for one in self._speeds.names() if one in relay and self.is_slow(one))
@@ -175,8 +173,8 @@ class Tracker:
         return self._speeds.slow(name, self._clock.monotonic())
 
     def again(self, name: str) -> list[SpanId]:
-        """The spans that a member should ask for at once: somebody slow goes to their end, or somebody took
-        the place in them that it had from an earlier tracker."""
+        """The spans that a member should ask for at once: somebody slow goes to their end, or somebody has
+        come back to the place in them that it had from an earlier tracker."""
         for span, names in list(self._moving.items()):
             relay = self._spans.get(span)
             left = {one for one in names if relay is not None and one in relay and relay.place(one) is None}
@@ -233,7 +231,7 @@ class Tracker:
             others = {name for name in relay.routed() if name != peer.name}
             self._outdated.setdefault(span, set()).update(others)
 
-    def _is_up_to_date(self, name: str, span: SpanId) -> None:
+    def _note_up_to_date(self, name: str, span: SpanId) -> None:
         outdated = self._outdated.get(span, set())
         outdated.discard(name)
         if not outdated:
@@ -289,7 +287,7 @@ class Tracker:
 
     def _drop(self, name: str, span: SpanId) -> None:
         relay = self._spans.get(span)
-        self._is_up_to_date(name, span)
+        self._note_up_to_date(name, span)
         if relay is not None:
             relay.drop(name)
             if not len(relay):
