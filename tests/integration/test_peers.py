@@ -160,8 +160,8 @@ def bucket_with_tracker(fleet: Fleet, prefix: str, rogue: bool) -> str:
     [
         ("flips", "wrong"),
         ("stalls", "silent"),
-        ("ignores Range", "wrong"),
-        ("closes", "silent"),
+        pytest.param("ignores Range", "wrong", marks=pytest.mark.long),
+        pytest.param("closes", "silent", marks=pytest.mark.long),
         pytest.param("lies about the length", "wrong", marks=pytest.mark.long),
     ],
 )

@@ -245,7 +245,7 @@ def damage(path: Path, where: int) -> str:
 def test_whatever_happens_reads_are_right_and_claims_are_kept() -> None:
     run_state_machine_as_test(
         StoreMachine,
-        settings=settings(max_examples=80, stateful_step_count=25, phases=(Phase.explicit, Phase.generate)),
+        settings=settings(max_examples=60, stateful_step_count=25, phases=(Phase.explicit, Phase.generate)),
     )
 
 
