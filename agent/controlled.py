@@ -181,28 +181,30 @@ class Node:
 
     async def _warming_view(self, warming: SwarmWarming) -> WarmingView:
         dataset = warming.dataset
-        present = await self._store.present_bytes([entry.ref.key for entry in dataset.entries])
         return WarmingView(
             id=warming.id,
             uri=dataset.uri,
             revision=dataset.revision,
             state=warming.state,
             bytes=dataset.size,
-            bytes_present=sum(present.values()),
+            bytes_present=await self._bytes_present(dataset),
             message=warming.error,
         )
 
     async def _dataset_view(self, dataset: Dataset, mounted: bool) -> DatasetView:
-        present = await self._store.present_bytes([entry.ref.key for entry in dataset.entries])
         return DatasetView(
             uri=dataset.uri,
             revision=dataset.revision,
             files=len(dataset.entries),
             bytes=dataset.size,
-            bytes_present=sum(present.values()),
+            bytes_present=await self._bytes_present(dataset),
             mounted=mounted,
             unmapped=[UnmappedView(key=item.key, reason=item.reason) for item in dataset.unmapped],
         )
+
+    async def _bytes_present(self, dataset: Dataset) -> int:
+        present = await self._store.present_bytes([entry.ref.key for entry in dataset.entries])
+        return sum(present.values())
 
 
 def _order(request: MountRequest) -> MountOrder:

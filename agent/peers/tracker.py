@@ -228,8 +228,7 @@ class Tracker:
         if not self._formed and not self._ready_at:
             self._ready_at = now + REBUILD
         if relay.put(peer.name, standing.place) and now >= self._ready_at:
-            others = {name for name in relay.routed() if name != peer.name}
-            self._outdated.setdefault(span, set()).update(others)
+            self._outdated.setdefault(span, set()).update(relay.routed() - {peer.name})
 
     def _note_up_to_date(self, name: str, span: SpanId) -> None:
         outdated = self._outdated.get(span, set())
