@@ -6,6 +6,7 @@ What is read is cold (from an origin that is slow, so that reads are in flight a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -106,6 +107,14 @@ class Site:
 
     def descriptors(self, name: str) -> int:
         return len(os.listdir(f"/proc/{self.stack.process(name).pid}/fd"))
+
+    def kept(self, name: str) -> int:
+        """The descriptors that are no connections, which may come and go."""
+        directory, links = Path(f"/proc/{self.stack.process(name).pid}/fd"), list[str]()
+        for number in os.listdir(directory):
+            with contextlib.suppress(FileNotFoundError):  # a connection that has just ended
+                links.append(os.readlink(directory / number))
+        return sum(not link.startswith("socket:") for link in links)
 
     def await_all_answered(self) -> None:
         """What the kernel still reads ahead of readers that have gone comes from the slow line."""
@@ -264,11 +273,13 @@ def test_a_new_holder_knows_five_volumes_and_unpublishes_them(site: Site) -> Non
     for number in range(MOUNTS):
         site.stack.s3.put(bucket, f"d{number}/file", b"bytes")
     targets = [site.stack.mount(f"s3://{bucket}/d{number}") for number in range(MOUNTS)]
+    kept = site.kept("holder")
     before = site.descriptors("holder")  # one more at times: the connection of the last mount may still end
     site.kill_holder()
     status = {mount["targets"][0]: mount for mount in site.status()}
     assert sorted(status) == sorted(map(str, targets))
     assert {mount["uri"] for mount in status.values()} == {f"s3://{bucket}/d{n}" for n in range(MOUNTS)}
+    assert site.kept("holder") == kept
     site.stack.process("holder").await_ready(lambda: site.descriptors("holder") <= before, WITHIN)
     kubelet = Kubelet(site.stack.layout.csi_socket)
     for target in targets:
