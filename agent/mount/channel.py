@@ -71,8 +71,11 @@ class Channel:
     def view(self, slot: int) -> memoryview:
         return self._table.view(slot)
 
-    def close(self) -> None:
-        os.close(self.fd)
+    def retire(self) -> int:
+        """Use the descriptor no more. Given back is its number, to be closed when no thread can be in a call
+        with it any more: it may be another file's at once, whose bytes were read or written then."""
+        number, self.fd = self.fd, -1
+        return number
 
 
 class Request:

@@ -25,6 +25,7 @@ from agent.mount.revisions import Revisions, part
 
 log = logging.getLogger(__name__)
 
+RETIRED_FOR = 1.0  # seconds in which each thread's call with a descriptor that it had is over: none blocks
 INIT_SECONDS = 10.0  # the deadline of the kernel's INIT, which needs no one but the kernel
 
 
@@ -172,7 +173,7 @@ class Mounts:
             warming.cancel()
         for mounted in self._mounts.values():
             mounted.close()
-            mounted.channel.close()
+            os.close(mounted.channel.retire())
         self._mounts.clear()
 
     async def _make(self, record: MountRecord, dataset: Dataset) -> Mounted:
@@ -218,7 +219,7 @@ class Mounts:
 
     def _gone(self, mounted: Mounted) -> None:
         mounted.close()
-        mounted.channel.close()
+        self._services.loop.call_later(RETIRED_FOR, os.close, mounted.channel.retire())
         if self._mounts.get(mounted.name) is mounted:
             del self._mounts[mounted.name]
             self._forget(self._records.pop(mounted.name))
