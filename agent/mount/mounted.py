@@ -30,6 +30,7 @@ from agent.mount.abi import Opcode, OpenFlag
 from agent.mount.channel import Channel, Request
 from agent.mount.errnos import to_errno
 from agent.mount.holder import Holder
+from agent.mount.interrupts import Interrupts
 from agent.mount.negotiation import READ_AHEAD, InitResult, UnsupportedKernel, encode_init, negotiate
 from agent.mount.operations import Operations, Refused, split
 from agent.mount.passthrough import Passthrough
@@ -115,6 +116,7 @@ class Mounted:
         self._stale_told: set[int] = set()
         self._retries = Retries(services.store, services.loop, taken_over=init is not None)
         self._waiting: set[PendingRead] = set()
+        self._interrupts = Interrupts(services.loop, self._waiting, self._killed)
         self._tasks: set[asyncio.Task[None]] = set()
         self._counters = {int(code): services.metrics.fuse_request(code.name.lower()) for code in Opcode}
         if init is not None:
@@ -156,6 +158,7 @@ class Mounted:
         for number in list(self._handles):
             self._released(number)
         self._retries.close()
+        self._interrupts.close()
 
     @cached_property
     def keys(self) -> frozenset[str]:
@@ -183,6 +186,8 @@ class Mounted:
     def _dispatch(self, request: Request, header: Header) -> None:
         opcode = header.opcode
         if opcode == Opcode.READ:
+            if request.received is None:  # a predecessor's, who may have been told of a signal
+                self._interrupts.came(header.unique)
             self._read(request, header.nodeid, *wire.decode_read(request.buffer, header))
         elif opcode == Opcode.OPEN:
             self.loop.call_soon_threadsafe(self._start_open, request, header)
@@ -194,9 +199,9 @@ class Mounted:
         elif opcode in (Opcode.FORGET, Opcode.BATCH_FORGET):
             self._forget(request, header)
         elif opcode == Opcode.INTERRUPT:
-            # Cached opens send none for reads; nothing else waits. EINTR would fail programs whose timers
-            # restart system calls (FINDINGS.md), so the request it is about is answered in its own time.
+            unique = wire.decode_interrupt(request.buffer, header)
             request.drop()
+            self._interrupts.came(unique)
         elif opcode == Opcode.INIT:
             self._initialise(request, header)
         else:
@@ -208,6 +213,11 @@ class Mounted:
             if self._services.filler.leave(read):
                 read.drop()
         self._on_gone(self)
+
+    def _killed(self, read: PendingRead) -> None:
+        """(loop)"""
+        if self._services.filler.leave(read):  # else it is being answered
+            read.interrupt()
 
     # READ: hits in the thread, misses on the loop
 

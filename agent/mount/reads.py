@@ -18,6 +18,7 @@ from agent.content import Extent
 from agent.errors import HeadraceError
 from agent.memory import resident
 from agent.metrics import Metrics
+from agent.mount import wire
 from agent.mount.channel import Request
 from agent.mount.errnos import to_errno
 from agent.mount.splicing import SPLICED, Pipes
@@ -112,6 +113,21 @@ class PendingRead:
 
     def fail(self, error: HeadraceError) -> None:
         self._refuse(error)
+
+    @property
+    def unique(self) -> int:
+        """The number that the kernel gave the request."""
+        return self._request.unique
+
+    @property
+    def caller(self) -> int:
+        """The thread that reads, as the holder's pid namespace numbers it; 0 where it is in no such one."""
+        return wire.decode_header(self._request.buffer).pid
+
+    def interrupt(self) -> None:
+        """Its caller is killed."""
+        self._request.refuse(errno.EINTR)
+        self._desk.answered(self)
 
     def drop(self) -> None:
         """Nobody waits for it any more, and it waits for nothing."""

@@ -80,6 +80,60 @@ def test_a_waiting_reader_ends_at_sigkill_and_the_next_one_is_served(line: Line,
     assert read("sequential", mount / "a") == [DIGEST]
 
 
+# Readers for whom the kernel itself waits: it reads nothing ahead for them.
+UNKILLED = {
+    "direct": """
+import mmap, os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+os.preadv(fd, [mmap.mmap(-1, 1 << 20)], 0)
+""",
+    "random fault": """
+import mmap, sys
+file = open(sys.argv[1], "rb")
+pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+pages.madvise(mmap.MADV_RANDOM)
+pages[5 << 20]
+""",
+}
+# Reads what cannot be had, which leaves a page without its bytes, until it is waited for once more.
+READ_AGAIN = """
+import os, sys, time
+fd = os.open(sys.argv[1], os.O_RDONLY)
+while True:
+    try:
+        os.pread(fd, 4096, 0)
+        break
+    except OSError:
+        print("failed", flush=True)
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("how", UNKILLED)
+def test_a_reader_that_the_kernel_itself_waits_for_ends_at_sigkill(line: Line, mount: Path, how: str) -> None:
+    gate = line.proxy.hold(key="*/a")
+    reader = subprocess.Popen([sys.executable, "-c", UNKILLED[how], str(mount / "a")])
+    gate.await_held(1)
+    reader.kill()
+    reader.wait(timeout=1)
+    gate.release()
+    assert read("sequential", mount / "a") == [DIGEST]
+
+
+def test_a_reader_of_a_page_that_could_not_be_read_before_ends_at_sigkill(line: Line, mount: Path) -> None:
+    gate = line.proxy.hold(key="*/a")
+    command = [sys.executable, "-c", READ_AGAIN, str(mount / "a")]
+    reader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert reader.stdout is not None and reader.stdout.readline() == "failed\n"
+    deadline = time.monotonic() + 10
+    while not line.stack.metrics()["headrace_waiting_reads"]:
+        assert time.monotonic() < deadline
+    reader.kill()
+    reader.communicate(timeout=1)
+    gate.release()
+    assert read("sequential", mount / "a") == [DIGEST]
+
+
 def test_a_timer_that_restarts_calls_sees_neither_eintr_nor_a_short_read(
     line: Line, mount: Path, tmp_path: Path
 ) -> None:
