@@ -149,12 +149,12 @@ class Store(Departures):
         if directory.state is not State.OK:
             kind = StoreFull if directory.state is State.FULL else StoreFailed
             raise kind(f"{directory.path} takes no fills: {directory.reason}")
+        if chunk in cached.unreadable:
+            raise StoreFailed(f"{cached.path}: the disk did not give back what was written there")
         if not cached.writable:
             raise StoreFailed(f"{cached.path} was complete: it is not written any more")
         if chunk in cached.granted:
             raise StoreFailed(f"{cached.ref.uri}: the swarm brings chunk {chunk}")
-        if chunk in cached.unreadable:
-            raise StoreFailed(f"{cached.path}: the disk did not give back what was written there")
         if self._cut(cached):
             self.lost(cached, ())  # before a fill makes the file longer, and gives zeros for what was cut off
             raise StoreFailed(f"{cached.path} was cut short: it begins anew when it is opened again")

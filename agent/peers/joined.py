@@ -20,7 +20,7 @@ from agent.errors import StoreError, StoreFailed, StoreFull
 from agent.metrics import Metrics
 from agent.peers.held import At, Held
 from agent.peers.metainfo import Layout, mark_of, pieces_in
-from agent.peers.piece_hashes import Hashes, checked
+from agent.peers.piece_hashes import Hashes, made
 
 if TYPE_CHECKING:
     from agent.peers.swarm import Swarm, Torrent
@@ -173,8 +173,8 @@ class Joined:
         cached, extent = self._held[at[0]], self._layout.extent(*at)
         padding, expected = self._layout.padding(*at), self._hashes[at]
         try:
-            xxh3 = await asyncio.to_thread(checked, cached.fd, extent, padding, expected)
-            if xxh3 is None:
+            xxh3, hashes = await asyncio.to_thread(made, cached.fd, extent, padding)
+            if hashes != expected:
                 raise StoreFailed(f"{cached.path} does not have what was written there")
             await self._store.record(cached, at[1], xxh3)
         except OSError as error:

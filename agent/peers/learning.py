@@ -51,7 +51,7 @@ class Learning:
         self._warming: list[Peer] = []  # as it was in the round before
         self._metrics = metrics
         self.hashes: Hashes = {}
-        self.error: HeadraceError | None = None  # why a chunk of the share cannot be had
+        self.error: HeadraceError | None = None  # why a chunk cannot be had or hashed
         self._unsaved: Hashes = {}
         self._disputed: set[At] = set()
         self._share: deque[At] = deque()
@@ -62,7 +62,7 @@ class Learning:
     async def load(self) -> None:
         """Take up what this agent has kept, and begin to hash what is here."""
         self.hashes = await self._pieces.load(self._layout)
-        self._hashing = asyncio.create_task(self._hash_what_is_here())
+        self._hashing = asyncio.create_task(self._hash())
 
     async def close(self) -> None:
         """Want nothing more, and keep what is new."""
@@ -157,13 +157,19 @@ class Learning:
         if at not in self.hashes:
             self.hashes[at] = self._unsaved[at] = value
 
+    async def _hash(self) -> None:
+        try:
+            while True:
+                await self._hash_what_is_here()
+                await self._look.wait()
+                self._look.clear()
+        except HeadraceError as error:
+            self.error = self.error or error
+
     async def _hash_what_is_here(self) -> None:
-        while True:
-            for at in [at for at in self.unknown() if self._held.has(at)]:
-                if at not in self.hashes and self._held.has(at):
-                    value = await self._pieces.make(self._held[at[0]], self._layout, *at)
-                    if value is not None:
-                        self._metrics.swarm_hashed_bytes.inc(self._layout.extent(*at).length)
-                        self._know(at, value)
-            await self._look.wait()
-            self._look.clear()
+        for at in [at for at in self.unknown() if self._held.has(at)]:
+            if at not in self.hashes and self._held.has(at):
+                value = await self._pieces.make(self._held[at[0]], self._layout, *at)
+                if value is not None:
+                    self._metrics.swarm_hashed_bytes.inc(self._layout.extent(*at).length)
+                    self._know(at, value)

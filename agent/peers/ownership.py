@@ -1,14 +1,17 @@
 """This agent as an owner of small objects: it has them, or fetches them once for all that ask.
 
 An answer is made within `ANSWER_WITHIN` seconds; what has not come by then is said to be coming, and asked
-for again.
+for again. What is in the store is compared with its checksum in the index: a damaged object is not here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+
+import xxhash
 
 from agent.cache.fill import Filler
 from agent.cache.objects import CachedObject
@@ -21,6 +24,8 @@ from agent.peers.owners import SmallObjects
 from agent.peers.small import Frame, State, answer_of, parse_request
 from agent.rate import Rate
 from agent.source import Urgency
+
+log = logging.getLogger(__name__)
 
 ANSWER_WITHIN = 1.0  # seconds
 READING = 8  # answers that are put together at a time: 16 MiB
@@ -96,18 +101,32 @@ class Ownership:
                         await ended.all.wait()
 
     async def _read(self, held: list[CachedObject]) -> dict[str, Frame]:
-        reading, frames = [], {}
+        reading, frames = list[CachedObject](), {}
         for one in held:
-            whole = Extent(0, one.ref.size)
-            if one.begin_read(whole):
-                reading.append((one, whole))
+            if one.begin_read(Extent(0, one.ref.size)):
+                reading.append(one)
             elif 0 in one.landings:
                 frames[one.ref.key] = Frame(one.ref.key, State.COMING)
+        kept = [one for one in reading if one.present[0]]  # what is not has just come, and is right
         try:
-            return frames | await asyncio.to_thread(_frames_of, [one for one, _ in reading])
+            recorded = await asyncio.gather(*(self._recorded(one) for one in kept))
+            checksums = {one.ref.key: xxh3 for one, xxh3 in zip(kept, recorded, strict=True)}
+            found = await asyncio.to_thread(_frames_of, reading, checksums)
         finally:
-            for one, whole in reading:
-                one.end_read(whole)
+            for one in reading:
+                one.end_read(Extent(0, one.ref.size))
+        for one in kept:
+            if one.ref.key not in found and one.present[0] and checksums[one.ref.key] is not None:
+                log.warning("%s is damaged; no peer gets it", one.ref.uri)
+        return frames | found
+
+    async def _recorded(self, one: CachedObject) -> bytes | None:
+        """The checksum of an object that is in the store; None where it cannot be known."""
+        try:
+            return await self._store.checksum(one, 0)
+        except StoreError as error:
+            log.warning("%s: no peer gets it: %s", one.ref.uri, error)
+            return None
 
 
 class _Ended:
@@ -123,12 +142,14 @@ class _Ended:
             self.all.set()
 
 
-def _frames_of(objects: list[CachedObject]) -> dict[str, Frame]:
-    """Objects that are counted as read; one that the disk does not give back is not among them."""
+def _frames_of(objects: Sequence[CachedObject], checksums: Mapping[str, bytes | None]) -> dict[str, Frame]:
+    """Objects that are counted as read; one that the disk does not give back as it was recorded, if it was,
+    is not among them."""
     found = {}
     for one in objects:
-        data = bytearray(one.ref.size)
+        key, data = one.ref.key, bytearray(one.ref.size)
         with contextlib.suppress(OSError):
             one.read(Extent(0, one.ref.size), memoryview(data))
-            found[one.ref.key] = Frame.of(one.ref.key, bytes(data))
+            if key not in checksums or xxhash.xxh3_128_digest(data) == checksums[key]:
+                found[key] = Frame.of(key, bytes(data))
     return found

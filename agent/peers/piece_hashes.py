@@ -1,12 +1,14 @@
 """Hashes of pieces: made of what is present, checked on what has come, kept in the index.
 
 They are made when a swarm is asked for, from chunks of the store (threads), and once: what this agent made or
-learned it knows from then on, also when the bytes have gone. Loop only, but for the two functions that read.
+learned it knows from then on, also when the bytes have gone. A chunk that the disk does not give back as it
+was recorded gets none and is given up, so that it is fetched again. Loop only, but for `made`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import functools
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -22,6 +24,9 @@ from agent.clock import Clock
 from agent.content import Extent
 from agent.errors import StoreFailed
 from agent.peers.metainfo import HASH, PIECE, Layout, piece_hashes, pieces_in
+from agent.peers.vouching import Damaged, proven
+
+log = logging.getLogger(__name__)
 
 RETAINED = 30 * 24 * 3600.0  # seconds: after that they are made or learned again
 
@@ -57,16 +62,16 @@ class PieceHashes:
                 await self._store.blocking(_save, index, rows, now - RETAINED)
 
     async def make(self, cached: CachedObject, layout: Layout, number: int, chunk: int) -> bytes | None:
-        """The hashes of a chunk that is present; None where it has gone, or cannot be read."""
-        extent = layout.extent(number, chunk)
-        if not cached.present[chunk] or not cached.begin_read(extent):
-            return None
+        """The hashes of a chunk that is present; None where it has gone, or is damaged, and is given up then.
+
+        Raises StoreError."""
+        make = functools.partial(made, cached.fd, layout.extent(number, chunk), layout.padding(number, chunk))
         try:
-            return await asyncio.to_thread(made, cached.fd, extent, layout.padding(number, chunk))
-        except OSError:
+            return await proven(self._store, cached, chunk, make)
+        except Damaged as damaged:
+            log.warning("%s; the swarm does not get it", damaged)
+            self._store.lost(cached, [chunk])
             return None
-        finally:
-            cached.end_read(extent)
 
     def _indexes(self) -> list[Index]:
         return [one.index for one in self._store.directories if one.state is not State.FAILED]
@@ -80,16 +85,8 @@ def fits(layout: Layout, number: int, chunk: int, hashes: bytes) -> bool:
         return False
 
 
-def made(fd: int, extent: Extent, padding: int) -> bytes:
-    """The hashes of the pieces that lie there (a thread). Raises OSError."""
-    return b"".join(piece_hashes(_parts(fd, extent), padding))
-
-
-def checked(fd: int, extent: Extent, padding: int, expected: bytes) -> bytes | None:
-    """xxh3-128 of a chunk as it is in its file; None where its pieces are not those expected (a thread).
-
-    Raises OSError.
-    """
+def made(fd: int, extent: Extent, padding: int) -> tuple[bytes, bytes]:
+    """xxh3-128 of a chunk as it is in its file, and the hashes of its pieces (a thread). Raises OSError."""
     digest = xxhash.xxh3_128()
 
     def parts() -> Iterator[bytes]:
@@ -97,7 +94,8 @@ def checked(fd: int, extent: Extent, padding: int, expected: bytes) -> bytes | N
             digest.update(part)
             yield part
 
-    return digest.digest() if b"".join(piece_hashes(parts(), padding)) == expected else None
+    hashes = b"".join(piece_hashes(parts(), padding))
+    return digest.digest(), hashes
 
 
 def _parts(fd: int, extent: Extent) -> Iterator[bytes]:

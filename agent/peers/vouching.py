@@ -1,14 +1,17 @@
 """Digests for units that are in the store, and came without any: before this agent started, or by the swarm.
 
 A chunk is compared with the checksum that the index has of it, and its digests are made in the same pass:
-what the disk gives back wrong gets no digest that makes it right.
+what the disk gives back wrong gets no digest that makes it right. So are the swarm's hashes (`proven`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import xxhash
 
@@ -20,6 +23,36 @@ from agent.peers.digests import UnitDigests
 from agent.peers.units import UNIT, unit_digest, unit_end
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Damaged(Exception):
+    """A chunk is present, but the disk does not give back what was recorded."""
+
+
+async def proven(
+    store: Store, cached: CachedObject, chunk: int, make: Callable[[], tuple[bytes, T]]
+) -> T | None:
+    """What `make` (a thread) makes of a chunk's bytes, besides their xxh3-128; None where the chunk has gone.
+
+    Raises Damaged, also where `make` raises OSError; StoreError.
+    """
+    whole = cached.extent(chunk)
+    if not cached.present[chunk] or not cached.begin_read(whole):
+        return None
+    try:
+        recorded = await store.checksum(cached, chunk)
+        checksum, made = await asyncio.to_thread(make)
+        if checksum == recorded:
+            return made
+    except OSError:
+        pass  # a bad sector is no right byte
+    finally:
+        cached.end_read(whole)
+    if not cached.present[chunk]:
+        return None  # its record goes before its bytes do
+    raise Damaged(f"{cached.ref.uri}: chunk {chunk} is damaged")
 
 
 class Vouching:
@@ -35,22 +68,18 @@ class Vouching:
         What still arrives comes with its own."""
         for chunk in cached.chunks(extent):
             whole = cached.extent(chunk)
-            if not cached.present[chunk] or self._digests.knows(cached.ref.key, whole):
+            if self._digests.knows(cached.ref.key, whole):
                 continue
             try:
-                recorded = await self._store.checksum(cached, chunk)
+                made = await proven(self._store, cached, chunk, functools.partial(_made, cached, whole))
+            except Damaged as damaged:
+                log.warning("%s; no peer gets it", damaged)
+                return False
             except StoreError as error:
                 log.warning("%s: no peer gets chunk %d: %s", cached.ref.uri, chunk, error)
                 return False
-            if not cached.begin_read(whole):
-                continue
-            try:
-                right = await asyncio.to_thread(self._make, cached, whole, recorded)
-            finally:
-                cached.end_read(whole)
-            if not right:
-                log.warning("%s: chunk %d is damaged; no peer gets it", cached.ref.uri, chunk)
-                return False
+            for unit, digest in enumerate(made or (), whole.offset // UNIT):
+                self._digests.put(cached.ref.key, unit, digest)
         return True
 
     def digest(self, cached: CachedObject, unit: int) -> bytes:
@@ -63,20 +92,15 @@ class Vouching:
             self._digests.put(cached.ref.key, unit, known)
         return known
 
-    def _make(self, cached: CachedObject, whole: Extent, recorded: bytes | None) -> bool:
-        checksum, made = xxhash.xxh3_128(), list[bytes]()
-        try:
-            for offset in range(whole.offset, whole.end, UNIT):
-                data = _read(cached, offset)
-                checksum.update(data)
-                made.append(unit_digest(data))
-        except OSError:
-            return False
-        if checksum.digest() != recorded:
-            return False
-        for number, digest in enumerate(made, whole.offset // UNIT):
-            self._digests.put(cached.ref.key, number, digest)
-        return True
+
+def _made(cached: CachedObject, whole: Extent) -> tuple[bytes, list[bytes]]:
+    """xxh3-128 of a chunk, and the digests of its units (a thread). Raises OSError."""
+    checksum, made = xxhash.xxh3_128(), list[bytes]()
+    for offset in range(whole.offset, whole.end, UNIT):
+        data = _read(cached, offset)
+        checksum.update(data)
+        made.append(unit_digest(data))
+    return checksum.digest(), made
 
 
 def _read(cached: CachedObject, offset: int) -> bytes:

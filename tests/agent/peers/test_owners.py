@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
@@ -183,6 +184,26 @@ async def test_an_owner_fetches_what_it_lacks_once_and_says_what_it_cannot_have(
         ]
     finally:
         await filler.close()
+
+
+async def test_an_owner_says_of_a_damaged_object_that_it_is_not_here(
+    serve: Serve, asking: Asking, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: dict[str, Call] = {}
+    served = await serve("owner", calls)
+    filler = Filler(served.store, MemorySource(DATA), SystemClock(), served.metrics, 30.0, random.Random(1))
+    own = Peer(served.address, served.address)
+    ownership = Ownership(served.store, filler, asking.small, SystemClock(), served.metrics)
+    calls[CALL] = ownership.call
+    asking.discovery.set([own])
+    right, wrong, *_ = asking.owned_by(own)
+    await served.keep(right, DATA[right.uri])
+    cached = await served.keep(wrong, DATA[wrong.uri])
+    os.pwrite(cached.fd, b"damaged", 5)
+    assert await asking.fetch([right, wrong]) == [DATA[right.uri], Elsewhere.RELAY]
+    assert asking.liveness.usable(own.name)
+    assert "damaged" in caplog.text
+    await filler.close()
 
 
 async def test_two_that_take_each_other_for_the_owner_do_not_wait_for_each_other(

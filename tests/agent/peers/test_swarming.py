@@ -158,6 +158,55 @@ async def test_connections_within_a_zone_and_to_another_one_are_begun_in_turn(
         assert asked(True) == [True]
 
 
+async def damage(one: Member, ref: ObjectRef, chunk: int) -> None:
+    """Have the disk give back another byte than the one that was recorded."""
+    cached = await one.store.acquire(ref)
+    at = cached.extent(chunk).offset
+    os.pwrite(cached.fd, bytes([DATA[ref.uri][at] ^ 1]), at)
+    one.store.release(cached)
+
+
+async def test_a_damaged_chunk_is_handed_on_by_nobody(start: Start) -> None:
+    first, second, third = [await start(number) for number in range(3)]
+    await keep_all(first)
+    await damage(first, REFS[0], 1)
+    await warm(second, third)
+    assert [await has_all(one) for one in (second, third)] == [True, True]
+
+
+async def make_unreadable(one: Member, ref: ObjectRef) -> None:
+    """Have every read of an object's file fail."""
+    cached = await one.store.acquire(ref)
+    fd = os.open(cached.path, os.O_WRONLY)
+    os.dup2(fd, cached.fd)
+    os.close(fd)
+    one.store.release(cached)
+
+
+async def test_what_the_disk_of_the_only_one_that_has_it_does_not_give_back_comes_from_the_origin(
+    start: Start,
+) -> None:
+    first, second = await start(0), await start(1)
+    await keep_all(first)
+    await make_unreadable(first, REFS[0])
+    await warm(second)
+    assert await has_all(second)
+    assert second.origin_bytes == REFS[0].size
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_warming_ends_with_an_error_where_what_is_here_cannot_be_read(
+    start: Start, others: int
+) -> None:
+    first, *rest = [await start(number) for number in range(1 + others)]
+    await keep_all(first)
+    await make_unreadable(first, REFS[0])
+    for one in rest:
+        await keep_all(one)
+    with pytest.raises(StoreFailed, match="the disk did not give back"):
+        await warm(first)
+
+
 async def test_an_agent_without_peers_warms_from_the_origin(start: Start) -> None:
     alone = await start(0)
     await warm(alone)
