@@ -4,8 +4,8 @@
     LEARNING -> SEEDING -> ENDED                  whoever was asked by a peer, and has some of it
 
 When all hashes are known everybody has the same torrent (learning.py, joined.py). What the swarm does not
-bring in time is filled as any chunk is. SEEDING ends when nobody who warms has said a word for a while, or as
-soon as the store wants to take something of it away. Loop only.
+bring in time is filled as any chunk is, and so is a set that no word can name. SEEDING ends when nobody who
+warms has said a word for a while, or as soon as the store wants to take something of it away. Loop only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent.peers.learning import WINDOW, Learning
 from agent.peers.member import Peer
 from agent.peers.metainfo import Layout, tag_of
 from agent.peers.piece_hashes import PieceHashes
-from agent.peers.swarm_wire import Reply, Run, Word, objects_as, runs_of
+from agent.peers.swarm_wire import Reply, Run, Word, nameable, objects_as, runs_of
 
 if TYPE_CHECKING:
     from agent.peers.swarm import Swarm
@@ -68,7 +68,7 @@ class Gathering:
         self.keys = frozenset(ref.key for ref in layout.refs)
         self.warming = warming
         self.error: HeadraceError | None = None
-        self.warmed = asyncio.Event()  # or it cannot be: `error`
+        self.warmed = asyncio.Event()  # every chunk is held, or `error` says why not
         self._tag = tag_of(secret, layout.id)
         self._secret = secret
         self._say = say
@@ -79,6 +79,8 @@ class Gathering:
         self._opened = asyncio.Event()
         self._heard = services.clock.monotonic()
         self._task = asyncio.create_task(self._run())
+        # Not the task's own last lines: one that is cancelled before its first step runs none of them.
+        self._task.add_done_callback(self._over)
 
     @property
     def ended(self) -> bool:
@@ -105,6 +107,10 @@ class Gathering:
     async def _run(self) -> None:
         try:
             await self._held.open(every=self.warming)
+            if self.warming and not nameable(self.layout.refs):
+                await self._fill_rest()
+                self.warming = False
+                return
             await self._learning.load()
             self._opened.set()
             if await self._learn():
@@ -112,11 +118,18 @@ class Gathering:
         except HeadraceError as error:
             self.error = error
             log.warning("swarm: %s", error)
+        except Exception as error:
+            self.error = StoreFailed(f"the swarm: internal error {type(error).__name__}")
+            log.exception("swarm: a fault of this agent")
         finally:
-            self.warming = False
-            self._opened.set()
             await _to_the_end(self._leave())
-            self.warmed.set()
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        if self.warming and self.error is None:
+            self.error = StoreFailed("the warming was ended before all of it was here; try again")
+        self.warming = False
+        self._opened.set()
+        self.warmed.set()
 
     async def _learn(self) -> bool:
         """Until every hash is known; False where nobody wants them any more."""
@@ -129,7 +142,7 @@ class Gathering:
             if self.warming and (not self._others or clock.monotonic() - begun >= AWAITED):
                 believing = clock.monotonic() - learned < COMING_WITHIN
                 learning.take_share(self._others, believing=believing)
-            elif self._is_idle():
+            elif not self.warming and self._is_idle():
                 return False
             if learning.error is not None:
                 raise learning.error

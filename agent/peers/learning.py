@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 
 from agent.cache.fill import Filler
-from agent.errors import HeadraceError
+from agent.errors import HeadraceError, StoreFailed
 from agent.metrics import Metrics
 from agent.peers.held import At, Held
 from agent.peers.member import Peer
@@ -165,6 +165,9 @@ class Learning:
                 self._look.clear()
         except HeadraceError as error:
             self.error = self.error or error
+        except Exception as error:
+            self.error = StoreFailed(f"the swarm: internal error {type(error).__name__}")
+            log.exception("swarm: a fault of this agent")
 
     async def _hash_what_is_here(self) -> None:
         for at in [at for at in self.unknown() if self._held.has(at)]:

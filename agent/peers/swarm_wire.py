@@ -21,14 +21,16 @@ CALL = "swarm"
 MOST_CHUNKS = 4096  # whose hashes are in one answer
 MOST_HASHES = 1 << 20  # bytes of hashes in one answer
 MOST_RUNS = 8192
+MOST_URI = 4096  # bytes
+MOST_VERSION = 1024
 
 _Id = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _Number = Annotated[int, Field(ge=0, lt=1 << 40)]
 _Port = Annotated[int, Field(ge=0, lt=1 << 16)]
 _Zone = Annotated[str, Field(max_length=256)]
 _Object = tuple[
-    Annotated[str, Field(min_length=1, max_length=4096)],
-    Annotated[str, Field(min_length=1, max_length=1024)],
+    Annotated[str, Field(min_length=1, max_length=MOST_URI)],
+    Annotated[str, Field(min_length=1, max_length=MOST_VERSION)],
     Annotated[int, Field(ge=1, lt=1 << 60)],
 ]
 Run = tuple[_Number, _Number, _Number]  # object, first chunk, the one behind the last
@@ -97,6 +99,11 @@ def objects_as(refs: Iterable[ObjectRef]) -> list[_Object]:
     return [
         (ref.uri.encode("utf-8", "surrogateescape").decode("latin-1"), ref.version, ref.size) for ref in refs
     ]
+
+
+def nameable(refs: Iterable[ObjectRef]) -> bool:
+    """Whether a word can name all of these objects."""
+    return all(len(uri) <= MOST_URI and len(version) <= MOST_VERSION for uri, version, _ in objects_as(refs))
 
 
 def refs_of(objects: Iterable[_Object]) -> tuple[ObjectRef, ...]:

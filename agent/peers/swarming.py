@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agent.content import ObjectRef
-from agent.errors import BadRequest
+from agent.errors import BadRequest, StoreFailed
 from agent.peers.discovery import Discovery
 from agent.peers.exchange_client import ExchangeClient, PeerSilent
 from agent.peers.gathering import Gathering, Services
@@ -61,8 +61,10 @@ class Swarming:
         self._sets = {}
 
     async def warm(self, refs: Iterable[ObjectRef]) -> None:
-        """Bring objects into the store, one set after the other. Raises HeadraceError."""
-        for objects in sets_of(refs):
+        """Bring objects into the store, one set after the other. Raises HeadraceError; also where something
+        of them is not here any more in the end."""
+        sets = sets_of(refs)
+        for objects in sets:
             gathering = await self._warming(Layout(objects, self._chunk_size))
             try:
                 await gathering.warmed.wait()
@@ -71,6 +73,10 @@ class Swarming:
                 raise
             if gathering.error is not None:
                 raise gathering.error
+        sizes = {ref.key: ref.size for objects in sets for ref in objects}
+        present = await self._services.store.present_bytes(sizes)
+        if gone := [key for key, size in sizes.items() if present.get(key, 0) < size]:
+            raise StoreFailed(f"the store took {len(gone)} objects away meanwhile; try again")
 
     async def end(self, key: str) -> None:
         """Leave every swarm that gives away bytes of this object: they are about to go."""

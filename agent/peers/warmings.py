@@ -86,11 +86,12 @@ class SwarmWarmings:
 
     async def close(self) -> None:
         """End what is under way; what came of it stays."""
-        tasks = [one.task for one in self._warmings.values()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        running = [one for one in self._warmings.values() if one.state == "running"]
+        for one in running:
+            one.error = "the agent stops"
+            one.task.cancel()
+        if running:
+            await asyncio.wait([one.task for one in running])
 
     async def _run(self, name: str, dataset: Dataset) -> None:
         try:
@@ -98,3 +99,6 @@ class SwarmWarmings:
         except HeadraceError as error:
             self._warmings[name].error = str(error)
             log.warning("%s: not warmed: %s", dataset.uri, error)
+        except Exception as error:
+            self._warmings[name].error = f"internal error {type(error).__name__}"
+            log.exception("%s: not warmed: a fault of this agent", dataset.uri)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -14,12 +14,15 @@ from typing import Any, cast
 import libtorrent
 import pytest
 
-from agent.content import ObjectRef
+from agent.clock import SystemClock
+from agent.content import Dataset, ListedObject, ObjectRef, build_dataset
 from agent.errors import StoreFailed
-from agent.peers import joined, swarm
+from agent.peers import gathering, joined, swarm
 from agent.peers.metainfo import PIECE, Layout, mark_of, piece_hashes, sets_of
 from agent.peers.swarm import Swarm, Torrent
+from agent.peers.warmings import SwarmWarming, SwarmWarmings
 from tests.agent.peers.conftest import random_bytes
+from tests.fakes.source import Gate
 from tests.harness.members import SECRET, Member, address_of, addresses, member
 
 CHUNK = 2 << 20
@@ -336,6 +339,101 @@ async def answer_to(host: str, address: tuple[str, int], sent: bytes) -> bytes:
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
+
+
+@asynccontextmanager
+async def warming(one: Member, refs: Sequence[ObjectRef]) -> AsyncIterator[SwarmWarming]:
+    """A dataset of these objects, as one asks for it at the admin API."""
+    dataset = build_dataset("s3://models/", [ListedObject(str(at), ref) for at, ref in enumerate(refs)])
+
+    async def resolve(uri: str) -> Dataset:
+        return dataset
+
+    warmings = SwarmWarmings(one.swarming, one.store, resolve, SystemClock())
+    begun = await warmings.begin(dataset.uri)
+    yield begun
+    await asyncio.wait_for(warmings.ended(begun.id), WITHIN)
+    await warmings.close()
+
+
+async def test_a_warming_that_the_store_ends_is_not_done(start: Start) -> None:
+    alone, gate = await start(0), Gate()
+    await alone.keep(REFS[0], DATA[REFS[0].uri])
+    alone.origin.script(0, gate)
+    async with warming(alone, REFS) as one:
+        await asyncio.wait_for(gate.reached.wait(), WITHIN)
+        await alone.store.before_removal(REFS[0].key)  # as a repair does
+    assert one.state == "failed"
+    assert "ended before all of it was here" in one.error
+    assert not await has_all(alone)
+    gate.open.set()
+
+
+async def test_a_warming_that_is_ended_as_it_begins_is_not_waited_for(start: Start) -> None:
+    alone = await start(0)
+    warming = asyncio.create_task(alone.swarming.warm(REFS))
+    await asyncio.sleep(0)
+    await alone.swarming.end(REFS[0].key)
+    with pytest.raises(StoreFailed, match="ended before all of it was here"):
+        await asyncio.wait_for(warming, WITHIN)
+
+
+async def test_a_warming_of_what_the_store_took_away_meanwhile_is_not_done(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.peers.metainfo.MOST_OBJECTS", 1)  # of a set
+    alone, gate = await start(0), Gate()
+    first, second = sorted(REFS[:2], key=lambda ref: ref.key)
+    await alone.keep(first, DATA[first.uri])
+    alone.origin.script(0, gate)
+    async with warming(alone, [first, second]) as one:
+        await asyncio.wait_for(gate.reached.wait(), WITHIN)  # the first one is warm
+        assert await alone.store.take_object(alone.store.directories[0], first.key) == first.size
+        gate.open.set()
+    assert (one.state, one.error) == ("failed", "the store took 1 objects away meanwhile; try again")
+
+
+async def test_a_warming_that_a_fault_of_the_agent_ends_is_not_done(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(refs: object) -> list[Any]:
+        raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(gathering, "objects_as", broken)
+    async with warming(await start(0), REFS) as one:
+        pass
+    assert one.state == "failed"
+    assert "internal error ValueError" in one.error
+    assert any(record.exc_info for record in caplog.records)
+
+
+async def test_a_warming_that_is_cut_off_by_the_end_of_the_agent_is_not_done(start: Start) -> None:
+    alone, gate = await start(0), Gate()
+    alone.origin.script(0, gate)
+    dataset = build_dataset("s3://models/", [ListedObject("a", REFS[0])])
+
+    async def resolve(uri: str) -> Dataset:
+        return dataset
+
+    warmings = SwarmWarmings(alone.swarming, alone.store, resolve, SystemClock())
+    one = await warmings.begin(dataset.uri)
+    await asyncio.wait_for(gate.reached.wait(), WITHIN)
+    await warmings.close()
+    assert (one.state, one.error) == ("failed", "the agent stops")
+    gate.open.set()
+
+
+async def test_a_set_with_a_name_that_no_word_has_room_for_is_filled_as_ever(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = ObjectRef("s3://models/" + "x" * 4096, "etag-1", SIZES["c"])
+    monkeypatch.setitem(DATA, long.uri, DATA[REFS[2].uri])
+    alone = await start(0)
+    async with warming(alone, [*REFS, long]) as one:
+        pass
+    assert (one.state, one.error) == ("done", "")
+    assert [await alone.content(ref) for ref in (*REFS, long)] == list(DATA.values())
+    assert alone.swarming.claimed() == set()
 
 
 async def test_eviction_ends_the_torrent_before_it_takes_the_bytes(members: Members) -> None:
