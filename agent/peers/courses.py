@@ -6,12 +6,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from agent.content import Extent, ObjectRef, chunk_count
 from agent.peers.messages import Reason, SpanId
 from agent.peers.relay import SPAN, Place
+from agent.peers.wire import MOST
 
-MOST_COURSES = 1 << 10  # spans that this agent takes part in, each with some 30 KB of routes
+MOST_COURSES = 1 << 10  # spans that this agent takes part in or has something of, some with 30 KB of routes
 
 
 @dataclass(eq=False, slots=True)
@@ -59,8 +61,9 @@ class Outbox:
 
     def take(self) -> Outbox:
         """What goes in one batch; the rest stays."""
-        taken = Outbox(self.done, self.failed[:1024], self.released[:4096])
-        self.done, self.failed, self.released = {}, self.failed[1024:], self.released[4096:]
+        taken = Outbox(dict(islice(self.done.items(), MOST)), self.failed[:1024], self.released[:MOST])
+        self.done = dict(islice(self.done.items(), MOST, None))
+        self.failed, self.released = self.failed[1024:], self.released[MOST:]
         self.speeds = False
         return taken
 
@@ -77,7 +80,9 @@ class Courses:
     def __init__(self, chunk_size: int) -> None:
         self._chunk_size = chunk_size
         self._courses: dict[SpanId, Course] = {}
-        self._used: dict[str, None] = {}  # keys of objects, the one that was asked for last at the end
+        self._used: dict[str, None] = {}  # keys of all objects, the one that was used last at the end
+        self._members: set[str] = set()  # those in whose relays this agent takes part
+        self._busy: set[str] = set()  # those of them that were used since the last trim
         self._outboxes: dict[str, Outbox] = {}
 
     def __iter__(self) -> Iterator[Course]:
@@ -95,33 +100,43 @@ class Courses:
         if course is None:
             count = min(SPAN, chunk_count(ref.size, self._chunk_size) - span.number * SPAN)
             course = self._courses[span] = Course(span, group_of(ref), count)
+        self._touch(ref.key)
         return course, chunk % SPAN
 
     def use(self, ref: ObjectRef) -> None:
         """Take part in the relay of an object."""
-        self._used.pop(ref.key, None)
-        self._used[ref.key] = None
+        self._members.add(ref.key)
+        self._touch(ref.key)
+
+    def _touch(self, key: str) -> None:
+        self._used.pop(key, None)
+        self._used[key] = None
+        if key in self._members:
+            self._busy.add(key)
 
     def takes_part(self, key: str) -> bool:
         """Whether this agent takes part in the relay of an object."""
-        return key in self._used
+        return key in self._members
 
     def trim(self) -> bool:
-        """Forget the objects that were not asked for longest, where there are too many spans.
+        """Forget the objects that were not used longest, where there are too many spans.
 
-        Whether any was."""
+        Those in use, whose relays this agent has been in since the last time, go after all others. Whether
+        any was."""
+        busy, self._busy = self._busy, set()
         too_many, forgotten = len(self._courses) - MOST_COURSES, False
         if too_many <= 0:
             return False
         by_key: defaultdict[str, list[Course]] = defaultdict(list)
         for course in self:
             by_key[course.span.key].append(course)
-        for key in list(self._used)[:-1]:
+        for key in sorted(list(self._used)[:-1], key=busy.__contains__):
             if too_many <= 0:
                 break
             if any(course.asking is not None for course in by_key[key]):
                 continue
             del self._used[key]
+            self._members.discard(key)
             for course in by_key[key]:
                 del self._courses[course.span]
                 self.outbox(course.group).released.append(course.span)

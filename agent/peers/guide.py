@@ -25,7 +25,7 @@ from agent.peers.messages import Reason
 from agent.peers.tasks import Tasks
 from agent.peers.trackers import Trackers
 from agent.peers.tracking import Tracking
-from agent.peers.wire import Ask, Batch, Reply, peer_of, place_as, place_of, span_of
+from agent.peers.wire import MOST, Ask, Batch, Reply, peer_of, place_as, place_of, span_of
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class RelayGuide:
         new = [course for course in courses if course.told != tracker.name]
         batch = Batch(
             zone=self._own.zone,
-            announce=[(course.span, course.has, place_as(course.place)) for course in new[:4096]],
+            announce=[(course.span, course.has, place_as(course.place)) for course in new[:MOST]],
             asks=list(asks),
         )
         reply = await self._trackers.say(tracker, batch)
@@ -240,7 +240,7 @@ class RelayGuide:
             return reply
         if reply.renewal.unknown:
             self._forget_told(tracker.name)
-        for course in new[:4096]:
+        for course in new[:MOST]:
             course.told = tracker.name
         self._ask_again(reply.renewal.again)
         return reply
