@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 
 from agent.clock import Clock, Timer, timeout
@@ -223,9 +224,12 @@ class RelayGuide:
                     await self._trackers.gone.wait()
 
     def _by_tracker(self) -> dict[Peer, list[Course]]:
-        found: dict[Peer, list[Course]] = {}
+        by_group: defaultdict[str, list[Course]] = defaultdict(list)
         for course in self._courses:
-            found.setdefault(self._trackers.of(course.group), []).append(course)
+            by_group[course.group].append(course)
+        found: defaultdict[Peer, list[Course]] = defaultdict(list)
+        for group, courses in by_group.items():  # who is the tracker costs a look at each peer
+            found[self._trackers.of(group)] += courses
         return found
 
     async def _announce(self, tracker: Peer, courses: list[Course], asks: Sequence[Ask] = ()) -> Reply | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,20 +46,28 @@ class Member:
     tracking: Tracking
 
 
-@pytest.fixture
-async def member(tmp_path: Path) -> AsyncIterator[Member]:
+@asynccontextmanager
+async def knowing(directory: Path, liveness: Liveness | None = None) -> AsyncIterator[Member]:
+    """A member that does not announce yet."""
     clock = SystemClock()
+    liveness = liveness or Liveness(clock)
     async with AsyncExitStack() as stack:
         engine = Engine(1, clock)
         stack.push_async_callback(engine.close)
-        client = ExchangeClient(Tokens(Secrets(secret_file(tmp_path), clock), clock, OWN.name), engine)
+        client = ExchangeClient(Tokens(Secrets(secret_file(directory), clock), clock, OWN.name), engine)
         stack.push_async_callback(client.close)
-        discovery, liveness = MemoryDiscovery(OWN.address), Liveness(clock)
+        discovery = MemoryDiscovery(OWN.address)
         tracking, courses = Tracking(Tracker(clock), clock), Courses(CHUNK)
         guide = RelayGuide(OWN, discovery, liveness, client, tracking, courses, clock)
-        guide.start()
         stack.push_async_callback(guide.close)
         yield Member(guide, discovery, liveness, tracking)
+
+
+@pytest.fixture
+async def member(tmp_path: Path) -> AsyncIterator[Member]:
+    async with knowing(tmp_path) as found:
+        found.guide.start()
+        yield found
 
 
 def objects() -> Iterator[ObjectRef]:
@@ -206,6 +214,37 @@ async def test_what_a_tracker_did_not_take_is_told_to_the_next_one(member: Membe
         while not routes():  # noqa: ASYNC110 - a tracker tells nobody what it has heard
             await asyncio.sleep(0.01)
     assert routes() == [OWN.name]
+
+
+class CountingLiveness(Liveness):
+    looks = 0
+
+    def usable(self, name: str) -> bool:
+        self.looks += 1
+        return super().usable(name)
+
+
+async def test_to_announce_it_looks_at_the_peers_once_for_each_group_and_not_for_each_span(
+    tmp_path: Path, serve: Serve
+) -> None:
+    heard: asyncio.Queue[Batch] = asyncio.Queue()
+
+    async def track(sender: str, body: bytes) -> bytes:
+        heard.put_nowait(parse_batch(body))
+        return Reply(renewal=renewal_as(Renewal(6.0))).model_dump_json().encode()
+
+    served = await serve(calls={CALL: track})
+    tracker = Peer(served.address, served.address)
+    group = group_of(tracked_by(tracker, OWN))
+    liveness = CountingLiveness(SystemClock())
+    async with knowing(tmp_path, liveness) as member:
+        member.discovery.set([tracker])
+        for number in range(50):
+            member.guide.brought(ObjectRef(f"{group}/{number}", "v", CHUNK), FIRST, None)
+        member.guide.start()
+        batch = await asyncio.wait_for(heard.get(), 10)
+        assert len(batch.announce or ()) == 50
+        assert liveness.looks < 50
 
 
 async def announced_with_an_ask(heard: asyncio.Queue[Batch]) -> object:
