@@ -14,7 +14,6 @@ import functools
 import re
 import ssl
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
@@ -33,10 +32,9 @@ from agent.memory import resident
 from agent.source import Sink
 from agent.transfer.connection import FIRST_PIECES, Connection
 from agent.transfer.heads import ResponseHead
-from agent.transfer.request import PIECE, Endpoint, RangedGet, Redirected, UnitSink
+from agent.transfer.idle import IdleConnections
+from agent.transfer.request import PIECE, RangedGet, Redirected, UnitSink
 
-IDLE_SECONDS = 20.0  # below the 60 s and more after which the usual servers close an idle connection
-IDLE_PER_ENDPOINT = 32
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 
 
@@ -49,9 +47,8 @@ class Engine:
     def __init__(self, threads: int, clock: Clock) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="receive")
         self._local = threading.local()
-        self._idle: dict[tuple[Endpoint, bool], list[tuple[float, Connection]]] = defaultdict(list)
+        self._idle = IdleConnections(clock)
         self._lock = threading.Lock()
-        self._clock = clock
         self._contexts: dict[bool, ssl.SSLContext] = {}
 
     async def receive(self, get: RangedGet, sink: Sink) -> None:
@@ -93,11 +90,7 @@ class Engine:
     async def close(self) -> None:
         """End the threads and close every connection; transfers under way must have been cancelled."""
         await asyncio.to_thread(self._pool.shutdown)
-        with self._lock:
-            idle = [connection for entries in self._idle.values() for _, connection in entries]
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        self._idle.close()
 
     def _run(self, get: RangedGet, take: _Take, transfer: _Transfer) -> None:
         try:
@@ -121,14 +114,15 @@ class Engine:
         finally:
             transfer.use(None)
             if kept:
-                self._keep(connection, get)
+                self._idle.keep((get.endpoint, get.verify_tls), connection)
             else:
                 connection.close()
 
     def _answered(self, get: RangedGet, transfer: _Transfer) -> tuple[Connection, ResponseHead]:
         """A connection on which the head has been read; one retry where a kept one had been closed."""
-        connection = self._take_idle(get)
+        connection = self._idle.take((get.endpoint, get.verify_tls))
         if connection is not None:
+            connection.set_stall_timeout(get.stall_timeout)
             with contextlib.suppress(OSError):
                 return connection, _ask(connection, get, transfer)
             transfer.check()
@@ -170,27 +164,6 @@ class Engine:
                     context.verify_mode = ssl.CERT_NONE
                 self._contexts[get.verify_tls] = context
             return self._contexts[get.verify_tls]
-
-    def _take_idle(self, get: RangedGet) -> Connection | None:
-        oldest = self._clock.monotonic() - IDLE_SECONDS
-        with self._lock:
-            entries = self._idle[get.endpoint, get.verify_tls]
-            stale = [connection for since, connection in entries if since < oldest]
-            entries[:] = [entry for entry in entries if entry[0] >= oldest]
-            taken = entries.pop()[1] if entries else None
-        for connection in stale:
-            connection.close()
-        if taken is not None:
-            taken.set_stall_timeout(get.stall_timeout)
-        return taken
-
-    def _keep(self, connection: Connection, get: RangedGet) -> None:
-        with self._lock:
-            entries = self._idle[get.endpoint, get.verify_tls]
-            if len(entries) < IDLE_PER_ENDPOINT:
-                entries.append((self._clock.monotonic(), connection))
-                return
-        connection.close()
 
 
 class _Transfer:

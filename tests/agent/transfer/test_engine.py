@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import re
 import socket
 import ssl
@@ -19,6 +20,7 @@ from agent.errors import OriginUnavailable
 from agent.source import Urgency
 from agent.transfer.connection import FIRST_PIECES
 from agent.transfer.engine import Engine
+from agent.transfer.idle import IDLE_SECONDS
 from agent.transfer.request import PIECE, Endpoint
 from tests.agent.transfer.asking import (
     DATA,
@@ -31,6 +33,7 @@ from tests.agent.transfer.asking import (
     sink_for,
     take,
 )
+from tests.fakes.clock import ManualClock
 from tests.fakes.raw_http import CLOSE, RESET, RawServer, head
 from tests.harness.sink import MemorySink
 
@@ -65,6 +68,34 @@ async def test_connections_are_kept_and_used_again(engine: Engine) -> None:
         for _ in range(3):
             assert await take(engine, ranged(server)) == bytes_of(SOME)
         assert (server.accepts, len(server.requests)) == (1, 3)
+
+
+async def test_a_connection_that_waits_too_long_is_closed_whoever_is_asked_next() -> None:
+    clock = ManualClock()
+    engine = Engine(1, clock)
+    with RawServer([right()]) as gone, RawServer([right()], [right()]) as other:
+        for server in (gone, other):
+            assert await take(engine, ranged(server)) == bytes_of(SOME)
+            clock.advance(IDLE_SECONDS / 2)
+        assert connections_to(gone, other) == [1, 1]
+        clock.advance(1.0)
+        assert await take(engine, ranged(other)) == bytes_of(SOME)
+        assert connections_to(gone, other) == [0, 1]
+        assert other.accepts == 1
+        await engine.close()
+        assert connections_to(other) == [0]
+
+
+def connections_to(*servers: RawServer) -> list[int]:
+    """How many connections this process has open to each of them."""
+    ports: list[int] = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if os.readlink(f"/proc/self/fd/{name}").startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(name))) as one:
+                    peer = one.getpeername()
+                    ports += [peer[1]] if isinstance(peer, tuple) else []
+    return [ports.count(server.port) for server in servers]
 
 
 @pytest.mark.parametrize("stray", [b"x", b"HTTP/1.1 200 OK\r\n\r\n"])
