@@ -19,7 +19,7 @@ from agent.metrics import Metrics
 from agent.peers import holding, small
 from agent.peers.courses import Courses
 from agent.peers.digests import UnitDigests
-from agent.peers.discovery import NamedPeers, system_resolver
+from agent.peers.discovery import NamedPeers, forget_the_gone, system_resolver
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.exchange_server import Exchange
 from agent.peers.gathering import Services
@@ -35,6 +35,7 @@ from agent.peers.secrets import Secrets
 from agent.peers.source import PeerSource
 from agent.peers.swarm_wire import CALL as SWARM_CALL
 from agent.peers.swarming import Members, Swarming
+from agent.peers.tasks import Tasks
 from agent.peers.token import Tokens
 from agent.peers.tracker import Tracker
 from agent.peers.tracking import Tracking
@@ -148,6 +149,10 @@ class Cluster:
         self._stack.push_async_callback(exchange.close)
         self._discovery.start()
         self._stack.push_async_callback(self._discovery.close)
+        keepers = [self._liveness.keep_only, self.source.keep_only, exchange.outgoing.keep_only]
+        forgetting = Tasks()
+        forgetting.spawn(forget_the_gone(self._discovery, keepers))
+        self._stack.push_async_callback(forgetting.close)
         self._guide.start()
         self._stack.push_async_callback(self._guide.close)
         upload = self._config.upload_limit

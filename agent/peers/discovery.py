@@ -135,6 +135,18 @@ class NamedPeers(Announced):
         self.set([peer for peers in self._known.values() for peer in peers])
 
 
+async def forget_the_gone(discovery: Discovery, keepers: Sequence[Callable[[frozenset[str]], None]]) -> None:
+    """Tell `keepers` the names of the peers, now and whenever others are: what they know of the rest can go.
+
+    It ends by being cancelled."""
+    known = discovery.peers()
+    while True:
+        names = frozenset(peer.name for peer in known)
+        for keep_only in keepers:
+            keep_only(names)
+        known = await discovery.changed(known)
+
+
 def joined(host: str, port: int) -> str:
     """An address of a peer in its one form, "10.1.0.17:7411" or "[fd00::17]:7411". ValueError for a name."""
     address = ipaddress.ip_address(host)

@@ -70,6 +70,11 @@ class Outgoing:
         """Bytes that each peer asked for, that are here and not sent."""
         return {peer: visited.waiting() for peer, visited in self._visited.items()}
 
+    def keep_only(self, names: frozenset[str]) -> None:
+        """Forget what was sent to whoever is no member any more and has no stream."""
+        for name in self._sent.keys() - names - self._visited.keys():
+            del self._sent[name]
+
     async def close(self) -> None:
         """Wait for the threads, when nothing is sent any more."""
         for thread in self._threads:

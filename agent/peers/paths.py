@@ -85,6 +85,12 @@ class Paths:
         """Whether a fetch tries this peer, as far as its speed goes."""
         return urgency is not Urgency.READER or self._left.get(peer, 0.0) <= self.now()
 
+    def keep_only(self, names: frozenset[str]) -> None:
+        """Forget whoever is no member any more."""
+        for known in (self.sent, self.brought, self._left):
+            for name in known.keys() - names:
+                del known[name]
+
     def fetch_began(self, origin: str) -> None:
         """A fetch from an origin begins; `fetch_ended` has to follow."""
         self._fetching[origin] += 1

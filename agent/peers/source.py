@@ -93,6 +93,10 @@ class PeerSource:
         self._breadths: dict[str, Breadth] = {}
         self.intake = Intake()
 
+    def keep_only(self, names: frozenset[str]) -> None:
+        """Forget how the paths of those do that are no members any more."""
+        self._paths.keep_only(names)
+
     def budget(self, ref: ObjectRef) -> Budget:
         return self._origin.budget(ref)
 

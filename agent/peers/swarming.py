@@ -168,6 +168,8 @@ class Swarming:
         known: tuple[Peer, ...] = self._others()
         while True:
             self._services.swarm.admit({_host(peer) for peer in known})
+            names = {peer.name for peer in known}
+            self._resting = {name: until for name, until in self._resting.items() if name in names}
             known = await self._members.discovery.changed(known)
 
 

@@ -100,6 +100,20 @@ async def test_an_extent_is_sent_and_the_thread_serves_the_next_stream_too(
     await outgoing.close()
 
 
+async def test_what_was_sent_to_who_is_no_member_any_more_is_forgotten(
+    cached: CachedObject, link: Open
+) -> None:
+    outgoing, extent = Outgoing(ManualClock(), digest), Extent(0, UNIT)
+    for name in ("stays", "goes"):
+        one = await link()
+        sending = asyncio.create_task(outgoing.send(name, one.transport, cached, extent))
+        await bytes_of(one, extent)
+        await sending
+    outgoing.keep_only(frozenset({"stays"}))
+    assert outgoing.sent() == {"stays": UNIT}
+    await outgoing.close()
+
+
 async def test_a_stream_that_is_given_up_ends_though_its_peer_takes_nothing(
     cached: CachedObject, link: Open
 ) -> None:

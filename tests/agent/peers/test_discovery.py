@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from agent.peers.discovery import RESOLVE_EVERY, RESOLVE_WITHIN, NamedPeers, joined, system_resolver
+from agent.peers.discovery import (
+    RESOLVE_EVERY,
+    RESOLVE_WITHIN,
+    NamedPeers,
+    forget_the_gone,
+    joined,
+    system_resolver,
+)
+from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
+from agent.peers.paths import Paths
+from agent.source import Urgency
 from tests.fakes.clock import ManualClock
-from tests.fakes.discovery import ScriptedResolver
+from tests.fakes.discovery import MemoryDiscovery, ScriptedResolver
 
 OWN = "10.1.0.17:7411"
 
@@ -84,6 +96,28 @@ async def test_the_systems_resolver_gives_addresses_of_the_own_family() -> None:
 async def test_what_is_no_name_is_an_error_of_the_resolver(host: str) -> None:
     with pytest.raises(OSError):
         await system_resolver(OWN)(host)
+
+
+async def test_what_is_known_of_a_peer_is_forgotten_when_it_is_none_any_more() -> None:
+    clock, discovery = ManualClock(), MemoryDiscovery(OWN)
+    liveness, paths = Liveness(clock), Paths(clock)
+    stays, goes = [Peer(address, address) for address in ("10.1.0.18:7411", "10.1.0.19:7411")]
+    heard: asyncio.Queue[frozenset[str]] = asyncio.Queue()
+    discovery.set([stays, goes])
+    keepers = [liveness.keep_only, paths.keep_only, heard.put_nowait]
+    work = asyncio.create_task(forget_the_gone(discovery, keepers))
+    assert await asyncio.wait_for(heard.get(), 10) == {stays.name, goes.name}
+    for one in (stays, goes):
+        liveness.failed(one.name)
+        paths.left(one.name)
+        paths.sent[one.name] = paths.brought[one.name] = paths.now()
+    discovery.set([stays])
+    assert await asyncio.wait_for(heard.get(), 10) == {stays.name}
+    for one in (stays, goes):
+        assert liveness.usable(one.name) == paths.worth_asking(one.name, Urgency.READER) == (one is goes)
+    assert list(paths.sent) == list(paths.brought) == [stays.name]
+    work.cancel()
+    await asyncio.wait([work])
 
 
 def test_an_address_has_one_form() -> None:
