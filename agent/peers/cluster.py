@@ -19,7 +19,7 @@ from agent.metrics import Metrics
 from agent.peers import holding, small
 from agent.peers.courses import Courses
 from agent.peers.digests import UnitDigests
-from agent.peers.discovery import NamedPeers, forget_the_gone, system_resolver
+from agent.peers.discovery import KnownHosts, NamedPeers, forget_the_gone, system_resolver
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.exchange_server import Exchange
 from agent.peers.gathering import Services
@@ -144,7 +144,10 @@ class Cluster:
             calls[SWARM_CALL] = self.swarming.call
         helper = _Helping(filler, self._guide)
         binary = frozenset({small.CALL, small.OLD_CALL})
-        exchange = Exchange(store, self._tokens, clock, metrics, calls, self._digests, helper, limit, binary)
+        known = KnownHosts(self._discovery).has
+        exchange = Exchange(
+            store, self._tokens, clock, metrics, calls, self._digests, helper, limit, binary, known
+        )
         await exchange.start(self._config.address)
         self._stack.push_async_callback(exchange.close)
         self._discovery.start()

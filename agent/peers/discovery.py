@@ -135,6 +135,28 @@ class NamedPeers(Announced):
         self.set([peer for peers in self._known.values() for peer in peers])
 
 
+class KnownHosts:
+    """Where the peers are, whatever their ports."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
+        self._peers: tuple[Peer, ...] = ()
+        self._hosts: frozenset[ipaddress.IPv4Address | ipaddress.IPv6Address] = frozenset()
+
+    def has(self, host: str) -> bool:
+        """Whether a connection from this address may be a peer's."""
+        peers = self._discovery.peers()
+        if peers is not self._peers:
+            self._peers, self._hosts = peers, frozenset(_plain(peer.host) for peer in peers)
+        return _plain(host) in self._hosts
+
+
+def _plain(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address in its one form: one of IPv4 that a socket of IPv6 shows (RFC 4291, 2.5.5.2) is that."""
+    address = ipaddress.ip_address(host)
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
+
+
 async def forget_the_gone(discovery: Discovery, keepers: Sequence[Callable[[frozenset[str]], None]]) -> None:
     """Tell `keepers` the names of the peers, now and whenever others are: what they know of the rest can go.
 

@@ -82,10 +82,12 @@ class Exchange:
         helper: Helper | None = None,
         limit: Rate | None = None,
         binary: frozenset[str] = frozenset(),
+        known: Callable[[str], bool] = lambda _: False,
     ) -> None:
         """`calls` are answered to `POST /peer/v1/<name>`: given the sender's name and the body, which may be
         wrong in any way (BadRequest is 400). They answer JSON, but those that `binary` names. `digests` has
-        those of what arrives. `limit` is for the bytes of objects."""
+        those of what arrives. `limit` is for the bytes of objects, `known` says of an address whether a
+        peer is there."""
         self._store = store
         self._tokens = tokens
         self._clock = clock
@@ -93,7 +95,7 @@ class Exchange:
         self._calls = calls
         self._binary = binary
         self._helper = helper
-        self._gate = Gate(clock)
+        self._gate = Gate(clock, known)
         self._vouching = Vouching(store, digests)
         self.outgoing = Outgoing(clock, self._vouching.digest, limit)
         self._streams = 0

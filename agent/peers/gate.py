@@ -2,8 +2,10 @@
 
 aiohttp parses and serves; what it does not do is done here. The number of connections is bounded, that of
 strangers (who have not shown a good token yet) more tightly, so that no flood of them keeps members out, and
-neither takes the descriptors that mounts, store and origins need. A connection that is in no request for too
-long is closed, be it idle or sending a head byte by byte.
+neither takes the descriptors that mounts, store and origins need. A member is a stranger too until its first
+request: so those who come from where peers are have room of their own. Only a flood from there keeps a new
+connection of a member out; those that members have it leaves alone. A connection that is in no request for
+too long is closed, be it idle or sending a head byte by byte.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import errno
 import logging
 import resource
 import socket
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -24,7 +28,9 @@ from agent.clock import Clock, Timer
 log = logging.getLogger(__name__)
 
 CONNECTIONS = 4096  # a tracker of 3,000 agents has one or two of each
-STRANGERS = 512  # connections that have not shown a good token; a member shows one in its first request
+# Connections that have not shown a good token; a member shows one in its first request. So many from where
+# peers are, and so many from elsewhere.
+STRANGERS = 512
 HEAD_WITHIN = 10.0  # seconds from the connection to the end of the first request's head
 IDLE_WITHIN = 30.0  # seconds between two requests; agents keep idle connections for 20
 SWEEP_EVERY = 2.0  # seconds
@@ -48,12 +54,13 @@ class _Visit:
 
     transport: asyncio.Transport
     since: float  # monotonic, of its connection or of the end of its last request
+    known: bool  # whether it comes from where a peer is
     member: bool = False
     requests: int = 0  # under way
 
 
 def bounds(descriptors: int) -> tuple[int, int]:
-    """How many connections there may be, and how many of strangers, with so many descriptors in all."""
+    """How many connections there may be with so many descriptors, and how many of each kind of strangers."""
     if descriptors == resource.RLIM_INFINITY:
         return CONNECTIONS, STRANGERS
     return min(CONNECTIONS, descriptors // SHARE), min(STRANGERS, descriptors // STRANGERS_SHARE)
@@ -62,10 +69,12 @@ def bounds(descriptors: int) -> tuple[int, int]:
 class Gate:
     """Accepts on one listening socket. Used on the loop."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, known: Callable[[str], bool] = lambda _: False) -> None:
+        """`known` says of an address whether a peer is there."""
         self._clock = clock
+        self._known = known
         self._visits: dict[asyncio.BaseTransport, _Visit] = {}
-        self._strangers = 0
+        self._strangers: Counter[bool] = Counter()  # from where peers are, and from elsewhere
         self._bounds = CONNECTIONS, STRANGERS
         self._looked = 0.0
         self._accepting: asyncio.Task[None] | None = None
@@ -93,7 +102,7 @@ class Gate:
         """A request of a member begins on this connection."""
         visit = self._visits.get(transport) if transport is not None else None
         if visit is not None:
-            self._strangers -= not visit.member
+            self._strangers[visit.known] -= not visit.member
             visit.member = True
             visit.requests += 1
 
@@ -118,9 +127,10 @@ class Gate:
                 await self._admit(connection, address[0], server)
 
     async def _admit(self, connection: socket.socket, host: str, server: web.Server) -> None:
-        if self._full:
+        known = self._known(host)
+        if self._full(known):
             self._forget_closed()
-        if self._full:
+        if self._full(known):
             with connection, contextlib.suppress(OSError):
                 connection.setblocking(False)
                 connection.send(FULL)
@@ -132,13 +142,12 @@ class Gate:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, UNPACED)
         transport, _ = await loop.connect_accepted_socket(server, connection)
         assert isinstance(transport, asyncio.Transport)
-        self._visits[transport] = _Visit(transport, self._clock.monotonic())
-        self._strangers += 1
+        self._visits[transport] = _Visit(transport, self._clock.monotonic(), known)
+        self._strangers[known] += 1
 
-    @property
-    def _full(self) -> bool:
+    def _full(self, known: bool) -> bool:
         connections, strangers = self._bounds
-        return len(self._visits) >= connections or self._strangers >= strangers
+        return len(self._visits) >= connections or self._strangers[known] >= strangers
 
     def _forget_closed(self) -> None:
         """Make room of connections that have ended; not for each of a flood."""
@@ -150,7 +159,7 @@ class Gate:
 
     def _forget(self, visit: _Visit) -> None:
         del self._visits[visit.transport]
-        self._strangers -= not visit.member
+        self._strangers[visit.known] -= not visit.member
 
     def _close_idle(self) -> None:
         now = self._clock.monotonic()

@@ -17,3 +17,8 @@ class Peer:
     name: str
     address: str
     zone: str = ""
+
+    @property
+    def host(self) -> str:
+        """The address without its port."""
+        return self.address.rpartition(":")[0].strip("[]")

@@ -160,18 +160,14 @@ class Swarming:
 
     def _banned(self, host: str) -> None:
         for peer in self._others():
-            if _host(peer) == host:
+            if peer.host == host:
                 rest = self._members.liveness.lied(peer.name)
                 log.warning("peer %s is left out for %.0f s: wrong pieces in the swarm", peer.name, rest)
 
     async def _admit(self) -> None:
         known: tuple[Peer, ...] = self._others()
         while True:
-            self._services.swarm.admit({_host(peer) for peer in known})
+            self._services.swarm.admit({peer.host for peer in known})
             names = {peer.name for peer in known}
             self._resting = {name: until for name, until in self._resting.items() if name in names}
             known = await self._members.discovery.changed(known)
-
-
-def _host(peer: Peer) -> str:
-    return peer.address.rpartition(":")[0].strip("[]")

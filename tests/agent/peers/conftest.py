@@ -77,6 +77,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             calls: dict[str, Call] | None = None,
             binary: frozenset[str] = frozenset(),
             helper: Helper | None = None,
+            known: Callable[[str], bool] = lambda _: False,
         ) -> Served:
             directory = tmp_path / name
             directory.mkdir(mode=0o700)
@@ -88,7 +89,7 @@ async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
             metrics = Metrics()
             calls = {} if calls is None else calls
             digests = UnitDigests()
-            exchange = Exchange(store, tokens, clock, metrics, calls, digests, helper, binary=binary)
+            exchange = Exchange(store, tokens, clock, metrics, calls, digests, helper, None, binary, known)
             await exchange.start(("127.0.0.1", port))
             stack.push_async_callback(exchange.close)
             return Served(store, exchange, tokens, metrics, digests, address, port)

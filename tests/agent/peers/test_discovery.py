@@ -9,6 +9,7 @@ import pytest
 from agent.peers.discovery import (
     RESOLVE_EVERY,
     RESOLVE_WITHIN,
+    KnownHosts,
     NamedPeers,
     forget_the_gone,
     joined,
@@ -96,6 +97,17 @@ async def test_the_systems_resolver_gives_addresses_of_the_own_family() -> None:
 async def test_what_is_no_name_is_an_error_of_the_resolver(host: str) -> None:
     with pytest.raises(OSError):
         await system_resolver(OWN)(host)
+
+
+def test_a_peers_host_is_known_in_every_form_and_as_long_as_a_peer_is_there() -> None:
+    discovery = MemoryDiscovery(OWN)
+    hosts = KnownHosts(discovery)
+    assert not hosts.has("10.1.0.18")
+    discovery.set([Peer(address, address) for address in ("10.1.0.18:7411", "[fd00::18]:7411")])
+    assert all(hosts.has(host) for host in ("10.1.0.18", "::ffff:10.1.0.18", "fd00::18", "fd00:0::0018"))
+    assert not any(hosts.has(host) for host in ("10.1.0.17", "::ffff:10.1.0.17", "fd00::19", "fe80::1%1"))
+    discovery.set([])
+    assert not hosts.has("10.1.0.18")
 
 
 async def test_what_is_known_of_a_peer_is_forgotten_when_it_is_none_any_more() -> None:

@@ -55,8 +55,9 @@ class Wire:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def to(cls, served: Served) -> Wire:
-        return cls(*await asyncio.open_connection("127.0.0.1", served.port))
+    async def to(cls, served: Served, host: str = "127.0.0.1") -> Wire:
+        """A connection that comes from `host`."""
+        return cls(*await asyncio.open_connection("127.0.0.1", served.port, local_addr=(host, 0)))
 
     async def ask(self, method: str, target: str, headers: Mapping[str, str], body: bytes = b"") -> None:
         lines = [f"{method} {target} HTTP/1.1", "Host: x", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
@@ -428,6 +429,23 @@ async def test_strangers_beyond_their_number_are_503_and_a_member_is_served(
     await member.ask("GET", object_target(REF), get(served, served.tokens, REF, FIRST))
     assert (await member.answer()).status == 206
     for wire in [*strangers, member]:
+        await wire.close()
+
+
+async def test_strangers_leave_room_for_who_comes_from_where_a_peer_is_and_there_are_bounds_there_too(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "STRANGERS", 3)
+    served = await serve(known="127.0.0.2".__eq__)
+    await served.keep(REF, DATA)
+    strangers = [await Wire.to(served) for _ in range(4)]
+    assert (await strangers[-1].answer()).status == 503
+    member = await Wire.to(served, "127.0.0.2")
+    await member.ask("GET", object_target(REF), get(served, served.tokens, REF, FIRST))
+    assert (await member.answer()).status == 206
+    beside = [await Wire.to(served, "127.0.0.2") for _ in range(4)]
+    assert (await beside[-1].answer()).status == 503
+    for wire in [*strangers, member, *beside]:
         await wire.close()
 
 

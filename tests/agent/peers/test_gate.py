@@ -33,7 +33,7 @@ def none_left() -> Iterator[None]:
             os.close(fd)
 
 
-def test_peers_take_half_of_the_descriptors_at_most_and_strangers_an_eighth() -> None:
+def test_peers_take_half_of_the_descriptors_at_most_and_strangers_of_each_kind_an_eighth() -> None:
     assert bounds(1024) == (512, 128)
     assert bounds(1 << 20) == bounds(resource.RLIM_INFINITY) == (CONNECTIONS, STRANGERS)
 
