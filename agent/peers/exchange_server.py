@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from aiohttp import web
-from aiohttp.typedefs import Handler, Middleware
 
 from agent.cache.objects import CachedObject
 from agent.cache.store import Store
@@ -66,6 +65,7 @@ class Helper(Protocol):
 
 
 Call = Callable[[str, bytes], Awaitable[bytes]]
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Exchange:
@@ -120,6 +120,7 @@ class Exchange:
         await runner.setup()
         assert runner.server is not None
         self._runner = runner
+        runner.server.request_handler = self._members_only(runner.server.request_handler)
         self._gate.start(listener, runner.server)
 
     async def close(self) -> None:
@@ -130,14 +131,16 @@ class Exchange:
         await self.outgoing.close()
 
     def _application(self) -> web.Application:
-        app = web.Application(middlewares=[self._members_only()], client_max_size=LONGEST_BODY)
+        app = web.Application(client_max_size=LONGEST_BODY)
         app.router.add_get(PREFIX + "/objects/{key}", self._object, allow_head=False)
         app.router.add_post(PREFIX + "/{call}", self._call)
         return app
 
-    def _members_only(self) -> Middleware:
-        @web.middleware
-        async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+    def _members_only(self, handler: _Handler) -> _Handler:
+        """The token is checked before the application sees the request: it answers `Expect` before any
+        middleware is asked."""
+
+        async def check(request: web.BaseRequest) -> web.StreamResponse:
             bound = Bound(request.method, request.raw_path, request.headers.get(BODY_HEADER, ""))
             try:
                 sender = self._tokens.check(request.headers.get("Authorization"), _reached(request), bound)
@@ -273,7 +276,7 @@ def _closing(response: web.Response) -> web.Response:
     return response
 
 
-def _reached(request: web.Request) -> str:
+def _reached(request: web.BaseRequest) -> str:
     """The address at which a request has reached this agent: the one that its token must be for."""
     name = request.transport.get_extra_info("sockname") if request.transport is not None else None
     return joined(name[0], name[1]) if name else ""

@@ -357,6 +357,45 @@ async def test_the_body_of_a_request_without_a_token_is_not_waited_for(served: S
     await wire.close()
 
 
+@pytest.mark.parametrize("expected", ["100-continue", "other"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/peer/v1/tracker"),
+        ("GET", "/peer/v1/objects/0"),
+        ("PUT", "/peer/v1/tracker"),
+        ("GET", "/"),
+        ("GET", "http://elsewhere"),
+        ("OPTIONS", "*"),
+        ("CONNECT", "elsewhere:1"),
+    ],
+)
+async def test_what_a_request_without_a_token_expects_is_not_heard(
+    served: Served, caplog: pytest.LogCaptureFixture, method: str, path: str, expected: str
+) -> None:
+    wire = await Wire.to(served)
+    await wire.ask(method, path, {"Expect": expected, "Content-Length": "1000"})
+    assert (await wire.answer()).status == 401
+    assert [r.levelname for r in caplog.records if "from 127.0.0.1" in r.getMessage()] == ["WARNING"]
+    assert served.metrics.peer_refusals._value.get() == 1
+    await wire.close()
+
+
+async def test_a_member_that_expects_to_be_asked_for_its_body_is(serve: Serve) -> None:
+    async def echo(sender: str, body: bytes) -> bytes:
+        return body
+
+    served = await serve(calls={"echo": echo})
+    wire = await Wire.to(served)
+    headers = post(served, "/peer/v1/echo", b"body") | {"Expect": "100-continue", "Content-Length": "4"}
+    await wire.ask("POST", "/peer/v1/echo", headers)
+    assert (await wire.answer()).status == 100
+    wire.writer.write(b"body")
+    found = await wire.answer()
+    assert (found.status, found.body) == (200, b"body")
+    await wire.close()
+
+
 def post(served: Served, target: str, body: bytes) -> dict[str, str]:
     return {
         "Authorization": served.tokens.issue(served.address, Bound.of("POST", target, body)),
