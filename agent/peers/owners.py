@@ -29,7 +29,7 @@ from agent.peers.exchange_client import CallUnknown, ExchangeClient, PeerSilent
 from agent.peers.liveness import Liveness
 from agent.peers.member import Peer
 from agent.peers.placement import owners_of
-from agent.peers.small import CALL, SMALL, Frame, State, batch_of, parse_answer, request_of
+from agent.peers.small import CALL, SMALL, Frame, State, batch_of, has_room_for, parse_answer, request_of
 from agent.peers.tasks import Tasks
 from agent.rate import Rate
 
@@ -156,7 +156,9 @@ class SmallObjects:
             self._owned -= Counter(keys)
 
     def _wish(self, ref: ObjectRef) -> _Wish | None:
-        """Ask for an object; None where nobody is to be asked."""
+        """Ask for an object; None where nobody is to be asked, or can be."""
+        if not has_room_for(ref):
+            return None
         usable = [peer for peer in self._ranked(ref.key) if self._usable(peer)]
         own = self._owned[ref.key] > 0 or not usable or usable[0].name == self._own.name
         asked = next((peer for peer in usable if peer.name != self._own.name), None)

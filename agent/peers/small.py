@@ -23,6 +23,7 @@ CALL = "small-xxh3"
 OLD_CALL = "small"  # of agents whose digests are BLAKE3; their answers look the same
 SMALL = 2 * UNIT  # bytes: little of so few can be passed on while they arrive, so a relay is only more hops
 MOST_OBJECTS = 256  # in one request: a name of S3 has 1,024 bytes at most, a body 1 MiB
+LONGEST_URI, LONGEST_VERSION = 3072, 1024  # characters
 MOST_BYTES = 2 << 20  # in one answer, which both ends hold in memory
 _FRAME = struct.Struct("<16sBI16s")
 
@@ -62,13 +63,18 @@ class _Request(BaseModel):
     objects: Annotated[
         list[
             tuple[
-                Annotated[str, Field(max_length=3072)],
-                Annotated[str, Field(max_length=1024)],
+                Annotated[str, Field(max_length=LONGEST_URI)],
+                Annotated[str, Field(max_length=LONGEST_VERSION)],
                 Annotated[int, Field(gt=0, le=SMALL)],
             ]
         ],
         Field(min_length=1, max_length=MOST_OBJECTS),
     ]
+
+
+def has_room_for(ref: ObjectRef) -> bool:
+    """Whether a request can name the object."""
+    return len(ref.uri) <= LONGEST_URI and len(ref.version) <= LONGEST_VERSION
 
 
 def batch_of(refs: Sequence[ObjectRef]) -> int:

@@ -24,7 +24,16 @@ from agent.peers.owners import SLOT, Elsewhere, SmallObjects
 from agent.peers.ownership import Ownership
 from agent.peers.placement import owners_of
 from agent.peers.secrets import Secrets
-from agent.peers.small import CALL, OLD_CALL, Frame, State, answer_of, parse_request
+from agent.peers.small import (
+    CALL,
+    LONGEST_URI,
+    LONGEST_VERSION,
+    OLD_CALL,
+    Frame,
+    State,
+    answer_of,
+    parse_request,
+)
 from agent.peers.token import Tokens
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import Serve, random_bytes, secret_file
@@ -109,6 +118,19 @@ async def test_what_is_foreseen_comes_together_and_is_taken_one_by_one(serve: Se
     for ref in wanted:
         assert await asking.fetch([ref]) == [DATA[ref.uri]]
     assert len(owner.asked) == 1
+
+
+async def test_an_object_whose_name_no_request_has_room_for_goes_to_the_origin_alone(
+    serve: Serve, asking: Asking
+) -> None:
+    owner, peer = await scripted(serve, asking)
+    wanted = asking.owned_by(peer)[:20]
+    unnamed = [ObjectRef(f"https://h/{number}/" + "x" * LONGEST_URI, "etag", 1000) for number in range(10)]
+    unnamed += [ObjectRef(f"https://h/{number}", "v" * (LONGEST_VERSION + 1), 1000) for number in range(10)]
+    asking.small.foresee([*unnamed, *wanted])
+    found = await asking.fetch([*unnamed, *wanted])
+    assert found == [*[Elsewhere.ORIGIN] * 20, *(DATA[ref.uri] for ref in wanted)]
+    assert [len(refs) for refs, _ in owner.asked] == [len(wanted)]
 
 
 async def test_the_owner_asks_the_next_in_rank_for_what_that_has_and_then_the_origin(
