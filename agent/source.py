@@ -47,6 +47,13 @@ class Sink(Progress, Protocol):
     def urgency(self) -> Urgency:
         """Who wants the chunk, by now: it may become more urgent while it is fetched."""
 
+    @property
+    def unproven(self) -> bool:
+        """Whether it has, or is about to have, bytes that only the end of a fetch proves."""
+
+    def doubt(self) -> None:
+        """What comes from now on is unproven: no peer gets it before the chunk is recorded."""
+
     def write(self, data: memoryview) -> None:
         """Take the next bytes, all of them. Raises StoreError; ValueError where they go past `end`."""
 
@@ -64,13 +71,15 @@ class Budget:
     """What may be under way at once towards one source, and how long one request may take.
 
     `name` says which origin it is (for lanes and metrics); `bytes_in_flight` counts whole chunks;
-    `deadline` is seconds, retries included.
+    `deadline` is seconds, retries included. `proven_late` says that a fetch compares the version once more
+    behind the last byte, and nothing before that proves the bytes.
     """
 
     name: str
     connections: int
     bytes_in_flight: int
     deadline: float
+    proven_late: bool = False
 
 
 class ChunkSource(Protocol):

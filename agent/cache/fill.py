@@ -294,6 +294,9 @@ class Filler:
         try:
             await self._fetch(flight)
             self._metrics.passing_bytes.inc(flight.length)
+        except BaseException:
+            landing.rewind()  # whole or not, it is not to be kept
+            raise
         finally:
             self._passing.keep(cached, chunk, landing)
 
@@ -309,6 +312,8 @@ class Filler:
                 continue
             self._metrics.count_error(error)
             flight.error = error
+            if flight.lane.budget.proven_late and flight.landing.position == flight.landing.end:
+                raise error  # its bytes are here, and nothing has proven them
             if self._clock.monotonic() >= give_up and not flight.readers:
                 raise error
             attempt = 0 if flight.landing.position > before else attempt + 1
@@ -381,16 +386,15 @@ class Filler:
         if error is not None:
             self._setbacks.add(flight.cached.ref.key, flight.chunk, error)
             self._metrics.count_error(error)
-        for reader in self._left_behind(flight):
+        waiting = {id(waiter): waiter for waiter in flight.landing.dismiss()}
+        left_behind = [reader for reader in flight.readers if waiting.pop(id(reader), None) is not None]
+        for reader in left_behind:
             if error is None or again or isinstance(error, OriginUnavailable) or self._closing:
                 self.read(flight.cached, reader)  # a flight given up starts again for whoever came late
             else:
                 self._fail(reader, error)
         for told in flight.told:
             told(error)
+        for stream in waiting.values():
+            stream.ready(memoryview(b""), flight.landing.end)  # a peer's: it looks for the bytes anew
         self._store.release(flight.cached)
-
-    @staticmethod
-    def _left_behind(flight: Flight) -> list[Reader]:
-        waiting = set(map(id, flight.landing.dismiss()))
-        return [reader for reader in flight.readers if id(reader) in waiting]

@@ -10,11 +10,12 @@ from agent.source import Budget
 QUESTION_DEADLINE = 8.0
 
 
-def budget_of(settings: OriginConfig, name: str) -> Budget:
+def budget_of(settings: OriginConfig, name: str, proven_late: bool = False) -> Budget:
     """What may be under way at once towards the origin with these settings; `name` is their prefix."""
     return Budget(
         name=name,
         connections=settings.max_connections,
         bytes_in_flight=settings.max_bytes_in_flight,
         deadline=settings.deadline,
+        proven_late=proven_late,
     )

@@ -35,7 +35,7 @@ class FileOrigin:
         """`name` is the prefix that the settings belong to; budgets and metrics go by it."""
         self._deadline = min(settings.deadline, QUESTION_DEADLINE)
         self._pool = WorkPool(settings.max_connections, "file-origin")
-        self._budget = budget_of(settings, name)
+        self._budget = budget_of(settings, name, proven_late=True)
 
     def budget(self, ref: ObjectRef) -> Budget:
         """The budget that fetches of this object draw on: one for all of the origin."""

@@ -29,7 +29,7 @@ class GenericOrigin:
         self._pool = WorkPool(settings.max_connections, "generic-origin")
         self._lock = threading.Lock()
         self._drivers: dict[str, Driver] = {}
-        self._budget = budget_of(settings, name)
+        self._budget = budget_of(settings, name, proven_late=True)
 
     def budget(self, ref: ObjectRef) -> Budget:
         """The budget that fetches of this object draw on: one for all of the prefix."""

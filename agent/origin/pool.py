@@ -42,6 +42,13 @@ class GuardedSink:
     def end(self) -> int:
         return self._sink.end
 
+    @property
+    def unproven(self) -> bool:
+        return self._sink.unproven
+
+    def doubt(self) -> None:
+        self._sink.doubt()
+
     def write(self, data: memoryview) -> None:
         """Pass the bytes on. Raises Abandoned once the guard is shut."""
         with self._lock:

@@ -128,8 +128,14 @@ class Courier:
             elif landing_of(stream.cached, stream.position // stream.cached.chunk_size) is not stream.landing:
                 self._stop_waiting(stream)
                 stream.ready = True
-            elif now - stream.since >= ARRIVED_WITHIN or stream.given_up or stream.gone():
+            elif self._silent(stream, now) or stream.given_up or stream.gone():
                 self._end(stream, None)
+
+    @staticmethod
+    def _silent(stream: Stream, now: float) -> bool:
+        """Whether its landing has been; one that is unproven tells nothing before its flight is over."""
+        unproven = stream.landing is not None and stream.landing.unproven
+        return not unproven and now - stream.since >= ARRIVED_WITHIN
 
     def _look_at_blocked(self, stream: Stream, now: float) -> None:
         if stream.writable.poll(0) or stream.given_up or stream.gone():
@@ -297,7 +303,9 @@ class Courier:
         return owed
 
     def _await_bytes(self, stream: Stream) -> bool:
-        """Have a stream made ready by the next byte; False where none comes."""
+        """Have a stream made ready by the next byte, or by the end of a landing that is unproven.
+
+        False where none comes."""
         cached, position = stream.cached, stream.position
         landing = landing_of(cached, position // cached.chunk_size)
         if landing is None:
@@ -305,7 +313,7 @@ class Courier:
         if stream.arrival is None:
             stream.arrival = Arrival(functools.partial(self._arrived, stream))
         stream.landing, stream.ready = landing, False
-        stream.arrival.needs = position + 1
+        stream.arrival.needs = landing.end + 1 if landing.unproven else position + 1
         if not landing.wait(stream.arrival):
             stream.ready = True
         return True
@@ -315,7 +323,7 @@ class Courier:
         with self._changed:
             stream.since = self._clock.monotonic()
             stream.ready = True
-            lent = self._waiting and not self._lent and self._pay is None
+            lent = bool(data) and self._waiting and not self._lent and self._pay is None
             if not lent or chosen(self._streams, stream.since) is not stream:
                 self._wake()
                 return
@@ -334,6 +342,7 @@ class Courier:
         """
         end = offset + len(data)
         whole = offset == stream.position and end == unit_end(offset, stream.cached.ref.size)
+        whole = whole and available(stream.cached, offset, end) == end
         if stream.digest or not whole or end > stream.extent.end:
             return self._send_slice(stream, self._send_what_fits)
         stream.blocked = False

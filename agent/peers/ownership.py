@@ -103,9 +103,10 @@ class Ownership:
     async def _read(self, held: list[CachedObject]) -> dict[str, Frame]:
         reading, frames = list[CachedObject](), {}
         for one in held:
-            if one.begin_read(Extent(0, one.ref.size)):
+            landing = one.landings.get(0)
+            if not (landing is not None and landing.unproven) and one.begin_read(Extent(0, one.ref.size)):
                 reading.append(one)
-            elif 0 in one.landings:
+            elif landing is not None:
                 frames[one.ref.key] = Frame(one.ref.key, State.COMING)
         kept = [one for one in reading if one.present[0]]  # what is not has just come, and is right
         try:

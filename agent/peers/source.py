@@ -50,7 +50,9 @@ PARENTS = (
 UNIT_WITHIN = 5.0  # seconds in which a peer brings a unit, on any of its streams
 PEERS_WITHIN = 10.0  # seconds for all parents of a chunk while none of them brings a unit
 ROUTES_WITHIN = 3.0  # seconds that what nobody waits for waits for its routes: a silent tracker and the next
-GRACE = 4.0  # times as long, where this agent's own link is slow and many share it
+# Times as long, where this agent's own link is slow and many share it, or where a head sends nothing of a
+# chunk before all of it is proven.
+GRACE = 4.0
 RESTS = 256  # heads' digests of unfinished units that are kept for the next attempt
 
 
@@ -115,9 +117,11 @@ class PeerSource:
                 sink.write(memoryview(found))
                 return
             if found is Elsewhere.ORIGIN:
+                self._doubt(ref, sink)
                 await self._origin.fetch(ref, sink)
                 return
-        if (ref.key, sink.end) in self.straight:
+        # What the origin has begun it has to end, where only its end proves all of it.
+        if (ref.key, sink.end) in self.straight or sink.unproven:
             await self._from_origin(ref, sink)
             return
         group = group_of(ref)
@@ -219,7 +223,8 @@ class PeerSource:
             await _over(receiving)
 
     def _grace(self, ref: ObjectRef, sink: Sink) -> float:
-        return GRACE if self._guide.slow(ref, _left(sink)) else 1.0
+        late = self.budget(ref).proven_late
+        return GRACE if late or self._guide.slow(ref, _left(sink)) else 1.0
 
     async def _wait(
         self, receiving: asyncio.Future[None], rerouted: asyncio.Future[None], within: float
@@ -250,6 +255,7 @@ class PeerSource:
         wanted = _left(sink)
         key = (ref.key, sink.end)
         made = functools.partial(self._digests.put, ref.key)
+        self._doubt(ref, sink)
         making = MakingSink(sink, ref.size, made, self._rests.pop(key, None))
         breadth, origin = self._breadth(ref), self.budget(ref).name
         breadth.began()
@@ -257,7 +263,7 @@ class PeerSource:
         began = self._clock.monotonic()
         try:
             with self.intake.of(making):
-                left = await self._fetch(ref, making, may_leave)
+                left = await self._fetch(ref, making, may_leave and not sink.unproven)
         finally:
             self._keep_rest(key, making)
             count, seconds = sink.position - wanted.offset, self._clock.monotonic() - began
@@ -266,6 +272,10 @@ class PeerSource:
         if not left:
             self._guide.brought(ref, wanted, None)
         return left
+
+    def _doubt(self, ref: ObjectRef, sink: Sink) -> None:
+        if self.budget(ref).proven_late:
+            sink.doubt()
 
     def _breadth(self, ref: ObjectRef) -> Breadth:
         return self._breadths.setdefault(self.budget(ref).name, Breadth())

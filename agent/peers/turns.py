@@ -45,13 +45,13 @@ def landing_of(cached: CachedObject, chunk: int) -> Landing | None:
 
 
 def available(cached: CachedObject, offset: int, end: int) -> int:
-    """Where the bytes that are there from `offset` on end, at most `end`; `offset` where there are none."""
+    """Where the bytes that peers may have end, from `offset` on, at most `end`; `offset` for none."""
     while offset < end:
         chunk = offset // cached.chunk_size
         chunk_end = min(end, (chunk + 1) * cached.chunk_size)
         if not cached.present[chunk]:
             landing = landing_of(cached, chunk)
-            arrived = landing.position if landing is not None else offset
+            arrived = landing.proven if landing is not None else offset
             if arrived < chunk_end:
                 return max(offset, arrived)
         offset = chunk_end

@@ -1,6 +1,7 @@
 """Units: 128 KiB slices of an object, each with a digest that its head made, and the two sinks that use them.
 
-A head's bytes come from the origin and are proven by the version that they were asked for; the head makes the
+A head's bytes come from the origin and are proven by the version that they were asked for (where only the
+end of a fetch proves them, they go to nobody before); the head makes the
 digests of their units on the way. Between peers each unit is followed by its digest: whoever receives it
 checks the unit before it lets it through, and sends the same digest on with it. It is xxh3-128, which costs
 0.02 CPU-seconds a GB of bytes that have just come (BLAKE3 0.18, SHA-256 0.55). It finds what a peer sends
@@ -92,6 +93,13 @@ class MakingSink:
     def rest(self) -> Rest | None:
         """What a later sink needs to go on in the middle of a unit; read once nobody writes any more."""
         return (self.position, self._hash) if self._hash is not None and self.position % UNIT else None
+
+    @property
+    def unproven(self) -> bool:
+        return self._sink.unproven
+
+    def doubt(self) -> None:
+        self._sink.doubt()
 
     def write(self, data: memoryview) -> None:
         while data:

@@ -34,7 +34,9 @@ class Waiter(Protocol):
     def needs(self) -> int: ...
 
     def ready(self, data: memoryview, offset: int) -> None:
-        """Called once, by the thread that wrote `data` at `offset`; must neither block nor raise."""
+        """Called once, by the thread that wrote `data` at `offset`; must neither block nor raise.
+
+        One that is no reader is also called when its chunk's flight is over, without data."""
 
 
 class Landing:
@@ -52,6 +54,7 @@ class Landing:
         self.urgency = Urgency.PRELOAD  # the filler sets it
         self._position = extent.offset
         self._end = extent.end
+        self._proven: int | None = None  # where the unproven bytes begin
         self._allocated = False
         self._hash = xxhash.xxh3_128()
         self._lock = threading.Lock()
@@ -61,6 +64,16 @@ class Landing:
     def position(self) -> int:
         """Offset behind the last byte that is in the file: what lies before it may be read."""
         return self._position
+
+    @property
+    def unproven(self) -> bool:
+        """Whether what comes now is proven only by the end of its fetch."""
+        return self._proven is not None
+
+    @property
+    def proven(self) -> int:
+        """Offset behind the last byte that peers may have."""
+        return self._position if self._proven is None else min(self._position, self._proven)
 
     @property
     def start(self) -> int:
@@ -89,6 +102,11 @@ class Landing:
         self._keep(data, start)
         self._hash.update(data)
         self._advance(position, data, start)
+
+    def doubt(self) -> None:
+        """What comes from now on is for this node's readers only (before the first of it is written)."""
+        if self._proven is None:
+            self._proven = self._position
 
     def digest(self) -> bytes:
         """xxh3-128 (16 bytes, canonical order) of the chunk; only right once `position` is `end`."""

@@ -15,6 +15,7 @@ class MemorySink:
         self._end = end
         self.data = bytearray()
         self.largest = 0
+        self.unproven = False
 
     @property
     def position(self) -> int:
@@ -23,6 +24,9 @@ class MemorySink:
     @property
     def end(self) -> int:
         return self._end
+
+    def doubt(self) -> None:
+        self.unproven = True
 
     def write(self, data: memoryview) -> None:
         if self.position + len(data) > self._end:

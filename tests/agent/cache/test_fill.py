@@ -573,3 +573,30 @@ async def test_a_chunk_that_the_swarm_writes_is_passed_through_for_its_readers_a
     await within(node.store.emptied(node.cached, 0))
     assert (node.store.directories[0].used, node.cached.granted) == (0, set())
     assert node.store.grant(node.cached, 0)
+
+
+async def test_bytes_that_nothing_proved_behind_the_last_one_are_fetched_anew(tmp_path: Path) -> None:
+    node = await make_node(tmp_path, budget=Budget("late", 4, 1 << 30, 30.0, proven_late=True))
+    node.source.script(CHUNK, OriginUnavailable("not to be asked for the version"))
+    over = list[HeadraceError | None]()
+    assert node.filler.preload(node.cached, 0, node, over.append)
+    await node.flights_end()
+    assert [type(error) for error in over] == [OriginUnavailable]
+    assert not node.cached.present[0]
+    read = node.read(0, CHUNK)
+    assert await within(read.result) == read.expected
+    assert len(node.source.fetches) == 2
+    await end(node)
+
+
+async def test_what_passes_through_and_turns_out_to_be_another_version_is_not_kept(tmp_path: Path) -> None:
+    node = await make_node(tmp_path, capacity=CHUNK)
+    first = node.read(0, 10)
+    assert await within(first.result) == first.expected
+    await node.flights_end()
+    node.source.script(CHUNK, VersionChanged("another one"))
+    read = node.read(CHUNK, 10)
+    assert await within(read.result) == read.expected  # as it arrived
+    await node.flights_end()
+    assert not node.cached.passing
+    await end(node)

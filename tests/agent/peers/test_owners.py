@@ -14,8 +14,9 @@ import pytest
 from agent.cache.fill import Filler
 from agent.clock import SystemClock
 from agent.content import ObjectRef
-from agent.errors import AccessDenied
+from agent.errors import AccessDenied, VersionChanged
 from agent.metrics import Metrics
+from agent.peers import ownership as ownership_module
 from agent.peers.exchange_client import ExchangeClient
 from agent.peers.exchange_server import Call
 from agent.peers.liveness import Liveness
@@ -32,13 +33,17 @@ from agent.peers.small import (
     Frame,
     State,
     answer_of,
+    parse_answer,
     parse_request,
+    request_of,
 )
 from agent.peers.token import Tokens
+from agent.source import Budget
 from agent.transfer.engine import Engine
 from tests.agent.peers.conftest import Serve, random_bytes, secret_file
 from tests.fakes.discovery import MemoryDiscovery
-from tests.fakes.source import MemorySource
+from tests.fakes.source import Gate, MemorySource
+from tests.harness.members import addresses, member
 from tests.harness.s3 import free_ports
 
 OWN = Peer("127.0.0.1:1", "127.0.0.1:1")
@@ -226,6 +231,35 @@ async def test_an_owner_says_of_a_damaged_object_that_it_is_not_here(
     assert asking.liveness.usable(own.name)
     assert "damaged" in caplog.text
     await filler.close()
+
+
+async def test_an_owner_says_of_bytes_that_are_not_proven_yet_that_they_are_coming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership_module, "ANSWER_WITHIN", 0.1)
+    everybody, clock = addresses(2), SystemClock()
+    data = {uri: DATA[uri] for uri in list(DATA)[:50]}
+    budget = Budget("late", connections=64, bytes_in_flight=1 << 30, deadline=30.0, proven_late=True)
+    async with member(tmp_path, everybody, 0, data, 1 << 20, swarm=False, budget=budget) as owner:
+        own, other = (Peer(address, address) for address in everybody)
+        ref = next(ref for ref in REFS[:50] if owners_of(ref.key[:SLOT], [own, other], 1) == [own])
+        tokens = Tokens(Secrets(tmp_path / "peer-secret", clock), clock, everybody[1])
+        engine = Engine(1, clock)
+        client = ExchangeClient(tokens, engine)
+        gate = Gate()
+        owner.origin.script(1000, gate, VersionChanged("another one"))
+
+        async def state() -> State:
+            answer = await client.call(own, CALL, request_of([ref], fetch=True), 10.0)
+            return parse_answer(answer)[ref.key].state
+
+        assert await state() is State.COMING
+        await asyncio.wait_for(gate.reached.wait(), 10)
+        assert await state() is State.COMING
+        gate.open.set()
+        assert await state() is State.ABSENT
+        await client.close()
+        await engine.close()
 
 
 async def test_two_that_take_each_other_for_the_owner_do_not_wait_for_each_other(

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,10 @@ FIRST = Extent(0, CHUNK)
 
 class StatingSource(MemorySource):
     """An origin in memory that states nothing of its objects."""
+
+    def late(self) -> None:
+        """From now on its bytes are proven behind the last one."""
+        self._budget = replace(self._budget, proven_late=True)
 
     async def checksum(self, ref: ObjectRef) -> None:
         return None
@@ -339,6 +343,48 @@ async def test_a_head_that_turns_out_slow_has_the_rest_of_its_chunk_from_a_paren
     assert await asyncio.wait_for(reading, 30) == DATA[:CHUNK]
     assert asking.origin.fetches == [FIRST]
     assert [told[2] for told in asking.guide.told] == [peer(served.port)]
+
+
+async def test_what_an_origin_that_proves_late_began_of_a_chunk_it_ends(asking: Asking, serve: Serve) -> None:
+    served = await has(serve)
+    asking.origin.late()
+    gate = Gate()
+    asking.origin.script(UNIT + 5, gate, OriginUnavailable("gone"))
+    sink = MemorySink(0, CHUNK)
+    reading = asyncio.ensure_future(asking.source.fetch(REF, sink))
+    await asyncio.wait_for(gate.reached.wait(), 10)
+    asking.guide.reroute([peer(served.port)], [peer(1)])
+    gate.open.set()
+    with pytest.raises(OriginUnavailable):
+        await asyncio.wait_for(reading, 10)
+    await asyncio.wait_for(asking.source.fetch(REF, sink), 10)
+    assert bytes(sink.data) == DATA[:CHUNK]
+    assert asking.origin.fetches == [FIRST, Extent(UNIT + 5, CHUNK - UNIT - 5)]
+
+
+async def test_a_head_that_is_silent_until_its_chunk_is_proven_is_waited_for(
+    asking: Asking, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "SILENT_WITHIN", 0.1)
+    monkeypatch.setattr(paths, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(source_module, "GRACE", 100.0)
+    asking.origin.late()
+    served = await serve()
+    cached = await served.store.acquire(REF)
+    cached.landings[0] = landing = Landing(cached.fd, cached.extent(0))
+    landing.doubt()
+    landing.write(memoryview(DATA[:CHUNK]))
+    asking.guide.parents_now = [peer(served.port)]
+    reading = asyncio.ensure_future(asking.read())
+    done, _ = await asyncio.wait([reading], timeout=0.4)
+    assert not done
+    del cached.landings[0]
+    await served.keep(REF, DATA, 0)
+    for stream in landing.dismiss():
+        stream.ready(memoryview(b""), CHUNK)
+    assert await reading == DATA[:CHUNK]
+    assert not asking.origin.fetches
+    assert not asking.guide.blamed
 
 
 @pytest.mark.parametrize("urgency", Urgency)
