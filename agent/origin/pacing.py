@@ -9,11 +9,13 @@ again: an agent that lies slows a cluster down, and does not stop it.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from agent.clock import Clock
+from agent.clock import Clock, timeout
 from agent.config import OriginConfig
 from agent.content import ObjectRef
 from agent.errors import OriginUnavailable
@@ -25,6 +27,7 @@ TOLD_MOST = 30.0
 DEAF = 60.0
 SPREAD = 0.5  # seconds over which those who have waited begin again
 WORTH_TELLING = 0.5  # seconds
+LOOK_EVERY = 0.25  # seconds between two looks whether a reader has come to wait for what waits for the rate
 
 
 class HoldOffs:
@@ -93,13 +96,29 @@ class PacedOrigins:
         await self._wait(name)
         if (rate := self._rates.get(name)) is not None:
             rate.set(self._whole[name] / max(1, self.members()))
-            await rate.take(sink.end - sink.position)
+            await self._take(rate, sink)
         try:
             await self._origins.fetch(ref, sink)
         except OriginUnavailable as error:
             if error.retry_after and self.hold_offs.heard(name, error.retry_after):
                 self.tell(name, error.retry_after)
             raise
+
+    async def _take(self, rate: Rate, sink: Sink) -> None:
+        """Wait for the rate: what a reader waits for goes first, also where he comes meanwhile."""
+        count = sink.end - sink.position
+        if not sink.urgency.awaited:
+            taking = asyncio.ensure_future(rate.take(count))
+            try:
+                while not taking.done() and not sink.urgency.awaited:
+                    with contextlib.suppress(TimeoutError):
+                        async with timeout(self._clock, LOOK_EVERY):
+                            await asyncio.wait([taking])
+                if taking.done():
+                    return
+            finally:
+                taking.cancel()
+        await rate.take(count, urgent=True)
 
     async def _wait(self, name: str) -> None:
         while left := self.hold_offs.left(name):

@@ -1,9 +1,9 @@
 """Units: 128 KiB slices of an object, each with a digest that its head made, and the two sinks that use them.
 
 A head's bytes come from the origin and are proven by the version that they were asked for (where only the
-end of a fetch proves them, they go to nobody before); the head makes the
-digests of their units on the way. Between peers each unit is followed by its digest: whoever receives it
-checks the unit before it lets it through, and sends the same digest on with it. It is xxh3-128, which costs
+end of a fetch proves them, they go to no peer before); the head makes the digests of their units on the way.
+Between peers each unit is followed by its digest: whoever receives it checks the unit before it lets it
+through, and sends the same digest on with it. It is xxh3-128, which costs
 0.02 CPU-seconds a GB of bytes that have just come (BLAKE3 0.18, SHA-256 0.55). It finds what a peer sends
 wrong because its disk, memory or program is faulty, not what a member sends wrong on purpose: whoever can
 serve has the cluster's secret, so he can be a head as well, and make digests of what he likes. Against him no

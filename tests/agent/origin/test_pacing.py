@@ -10,7 +10,8 @@ import pytest
 from agent.config import OriginConfig
 from agent.content import ObjectRef
 from agent.errors import OriginUnavailable
-from agent.origin.pacing import DEAF, HEARD_MOST, SPREAD, TOLD_MOST, HoldOffs, PacedOrigins
+from agent.origin.pacing import DEAF, HEARD_MOST, LOOK_EVERY, SPREAD, TOLD_MOST, HoldOffs, PacedOrigins
+from agent.source import Urgency
 from tests.fakes.clock import ManualClock
 from tests.fakes.source import MemorySource
 from tests.harness.sink import MemorySink
@@ -46,6 +47,30 @@ async def test_an_agent_takes_its_part_of_the_clusters_rate() -> None:
         clock.advance(1.0)
     await asyncio.wait_for(second, 10)
     assert len(origin.fetches) == 2
+
+
+@pytest.mark.parametrize("comes_first", [True, False])
+async def test_what_a_reader_waits_for_goes_before_all_prefetches_that_wait(comes_first: bool) -> None:
+    clock = ManualClock()
+    source, origin = paced(clock, memory=OriginConfig(cluster_rate=MIB))
+    await fetch(source)
+    await fetch(source)
+    sinks = [MemorySink(0, MIB, Urgency.PREFETCH) for _ in range(4)]
+    waiting = [asyncio.create_task(source.fetch(REF, sink)) for sink in sinks]
+    await clock.next_sleep()
+    if comes_first:
+        sinks.append(MemorySink(0, MIB, Urgency.READER))
+        waiting.append(asyncio.create_task(source.fetch(REF, sinks[-1])))
+        await asyncio.sleep(0)
+    else:
+        sinks[-1].urgency = Urgency.READER  # he comes while it waits
+    clock.advance(LOOK_EVERY)
+    for _ in sinks:
+        for _ in range(20):
+            await asyncio.sleep(0)
+        clock.advance(1.0)
+    await asyncio.wait_for(asyncio.gather(*waiting), 10)
+    assert origin.urgencies[2:].index(Urgency.READER) <= 1  # behind the one whose turn it was
 
 
 async def test_without_a_rate_nothing_waits() -> None:
