@@ -44,13 +44,14 @@ class Setbacks:
 
 
 def backoff(attempt: int, retry_after: float | None, deadline: float, rng: random.Random) -> float:
-    """Seconds before the next attempt: full jitter over an exponential step, or what the origin asked for.
+    """Seconds before the next attempt: jitter over an exponential step, or what the origin asked for if that
+    is longer.
 
     Never longer than `deadline`, so that an origin cannot put a reader off for an hour.
     """
-    if retry_after is not None:
-        return min(retry_after + rng.uniform(0, FIRST_BACKOFF), deadline)
-    return min(_jittered(FIRST_BACKOFF, LAST_BACKOFF, attempt, rng), deadline)
+    ordinary = _jittered(FIRST_BACKOFF, LAST_BACKOFF, attempt, rng)
+    asked = 0.0 if retry_after is None else retry_after + rng.uniform(0, FIRST_BACKOFF)
+    return min(max(ordinary, asked), deadline)
 
 
 def respite(attempt: int, rng: random.Random) -> float:

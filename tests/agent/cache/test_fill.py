@@ -543,13 +543,14 @@ async def test_closing_ends_every_flight_and_tells_no_reader(tmp_path: Path) -> 
     deadline=st.floats(0.001, 600),
     seed=st.integers(0, 99),
 )
-def test_a_backoff_is_never_longer_than_the_deadline_and_never_shorter_than_asked_for(
+def test_a_backoff_is_never_longer_than_the_deadline_and_never_shorter_than_asked_for_or_usual(
     attempt: int, retry_after: float | None, deadline: float, seed: int
 ) -> None:
     delay = backoff(attempt, retry_after, deadline, random.Random(seed))
     assert 0 <= delay <= deadline
     if retry_after is not None:
         assert delay >= min(retry_after, deadline)
+        assert delay >= min(backoff(attempt, None, deadline, random.Random(seed)), deadline)
     else:
         assert delay <= LAST_BACKOFF
         assert delay >= min(deadline, FIRST_BACKOFF / 2)
