@@ -176,7 +176,9 @@ class OriginConfig(_Table):
         json_schema_extra=_shown("`true` where `endpoint_url` is set"),
     )
     deadline: Duration = Field(
-        default=30.0, description="How long one request to the origin may take, its retries included."
+        default=30.0,
+        description="How long one request to the origin may take, its retries included; a question about"
+        " metadata 8 s at most, but where an fsspec driver lists a tree all of it counts as one request.",
     )
     max_connections: Annotated[int, Field(ge=1, le=1024), Unit("number")] = Field(
         default=16, description="The most connections that are open to the origin at a time (1 to 1024)."

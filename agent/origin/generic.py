@@ -8,6 +8,8 @@ run a loop of their own; they are called in threads of this origin only.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from agent.config import OriginConfig
@@ -26,6 +28,7 @@ class GenericOrigin:
     def __init__(self, settings: OriginConfig, name: str = "generic") -> None:
         """`name` is the prefix that the settings belong to; budgets and metrics go by it."""
         self._settings = settings
+        self._question = min(settings.deadline, QUESTION_DEADLINE)
         self._pool = WorkPool(settings.max_connections, "generic-origin")
         self._lock = threading.Lock()
         self._drivers: dict[str, Driver] = {}
@@ -36,11 +39,13 @@ class GenericOrigin:
         return self._budget
 
     async def resolve(self, uri: str) -> Dataset:
-        """List the tree, or the one file, at `uri`. Raises OriginError, BadRequest."""
+        """List the tree, or the one file, at `uri`. Raises OriginError, BadRequest.
+
+        A tree has all of the origin's `deadline`; one whose listing was given up goes on being listed, and
+        whoever asks again waits for that."""
         driver_of(uri)
         try:
-            deadline = min(self._settings.deadline, QUESTION_DEADLINE)
-            return await self._pool.run(lambda: self._resolve(uri), deadline)
+            return await self._resolve(uri)
         except TimeoutError as error:
             raise OriginUnavailable(f"{uri}: the origin does not answer") from error
 
@@ -58,18 +63,25 @@ class GenericOrigin:
         self._pool.close()
         self._drivers.clear()
 
-    def _resolve(self, uri: str) -> Dataset:
-        driver = self._driver(uri)
-        info = driver.info(uri)
+    async def _resolve(self, uri: str) -> Dataset:
+        info = await self._info(uri)
         if info.get("type") != "directory":
             name = uri.rstrip("/").rpartition("/")[2]
-            return build_dataset(uri, [self._listed(driver, uri, Listed(name, info))])
+            return build_dataset(uri, [self._listed(uri, Listed(name, info))])
         root = uri.rstrip("/")
-        found = driver.find(uri)
-        items = self._trusted(driver, root, found)
-        return build_dataset(uri, [self._listed(driver, f"{root}/{item.key}", item) for item in items])
+        # Drivers find all of a tree in one call, which tells nothing before its end.
+        finding, whole = f"find {root}", self._settings.deadline
+        found = await self._pool.share(finding, lambda: self._driver(uri).find(uri), whole)
+        items = await self._trusted(root, found)
+        return await self._pool.run(lambda: self._tree(uri, root, items), whole)
 
-    def _trusted(self, driver: Driver, root: str, found: list[Listed]) -> list[Listed]:
+    def _tree(self, uri: str, root: str, items: list[Listed]) -> Dataset:
+        return build_dataset(uri, [self._listed(f"{root}/{item.key}", item) for item in items])
+
+    async def _info(self, uri: str) -> Mapping[str, Any]:
+        return await self._pool.share(f"info {uri}", lambda: self._driver(uri).info(uri), self._question)
+
+    async def _trusted(self, root: str, found: list[Listed]) -> list[Listed]:
         """The listing, with `info` of all files where the driver's listing tells another version."""
         files = [item for item in found if not item.key.endswith("/")]
         if not files:
@@ -77,12 +89,12 @@ class GenericOrigin:
         probe = files[0]
         name = f"{root}/{probe.key}"
         listed = version_of(probe.info, name=name, allow_unversioned=True)
-        if listed == version_of(driver.info(name), name=name, allow_unversioned=True):
+        if listed == version_of(await self._info(name), name=name, allow_unversioned=True):
             return found
         markers = [item for item in found if item.key.endswith("/")]
-        return markers + [Listed(item.key, driver.info(f"{root}/{item.key}")) for item in files]
+        return markers + [Listed(item.key, await self._info(f"{root}/{item.key}")) for item in files]
 
-    def _listed(self, driver: Driver, uri: str, item: Listed) -> ListedObject:
+    def _listed(self, uri: str, item: Listed) -> ListedObject:
         if item.key.endswith("/"):
             return ListedObject(item.key, ObjectRef(uri, "directory", 0))
         size = item.info.get("size")

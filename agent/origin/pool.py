@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from agent.source import Sink, Urgency
 
@@ -68,11 +68,27 @@ class WorkPool:
 
     def __init__(self, threads: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._asked: dict[str, asyncio.Future[Any]] = {}
 
     async def run(self, work: Callable[[], T], deadline: float) -> T:
         """The result of `work` within `deadline` seconds. Raises TimeoutError and what `work` raises."""
         async with asyncio.timeout(deadline):
             return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def share(self, question: str, work: Callable[[], T], deadline: float) -> T:
+        """As `run`, but whoever asks the same while it is being answered waits for that answer: a question
+        that was given up holds one thread, however often it is asked again."""
+        answer: asyncio.Future[T] | None = self._asked.get(question)
+        if answer is None:
+            answer = asyncio.get_running_loop().run_in_executor(self._threads, work)
+            self._asked[question] = answer
+            answer.add_done_callback(lambda done: self._answered(question, done))
+        async with asyncio.timeout(deadline):
+            return await asyncio.shield(answer)
+
+    def _answered(self, question: str, answer: asyncio.Future[T]) -> None:
+        del self._asked[question]
+        _forget(answer)
 
     async def bring(self, work: Callable[[Sink], None], sink: Sink) -> None:
         """Let `work` write into the sink; when this ends, in whatever way, it writes no more."""
@@ -98,6 +114,6 @@ async def _shut(guard: GuardedSink) -> None:
             await asyncio.shield(shutting)
 
 
-def _forget(future: asyncio.Future[None]) -> None:
+def _forget(future: asyncio.Future[T]) -> None:
     if not future.cancelled():
         future.exception()

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
+from queue import SimpleQueue
+from typing import Any, ClassVar
 
 import fsspec  # type: ignore[import-untyped]
+import fsspec.implementations.memory  # type: ignore[import-untyped]
 import pytest
+from fsspec.registry import known_implementations  # type: ignore[import-untyped]
 
 from agent.config import OriginConfig
-from agent.errors import BadRequest, ObjectMissing, OriginError, Unversioned, VersionChanged
+from agent.errors import (
+    BadRequest,
+    ObjectMissing,
+    OriginError,
+    OriginUnavailable,
+    Unversioned,
+    VersionChanged,
+)
+from agent.origin import generic
 from agent.origin.generic import GenericOrigin
 from agent.origin.generic_version import modified_ns, same_version, version_of
 from tests.harness.sink import MemorySink, read_object
@@ -78,6 +92,64 @@ async def test_changes_before_and_during_a_chunk_are_noticed(
     files.rm(path)
     with pytest.raises(ObjectMissing):
         await read_object(origin, ref)
+
+
+class Gated(fsspec.implementations.memory.MemoryFileSystem):  # type: ignore[misc]
+    """Lists a tree once `let` is set."""
+
+    protocol = "gated"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    let = threading.Event()
+    begun: ClassVar[SimpleQueue[str]] = SimpleQueue()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("gated://", "memory://")))
+
+    def find(self, path: str, **options: Any) -> Any:
+        self.begun.put(path)
+        assert self.let.wait(10)
+        return super().find(path, **options)
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Gated]]:
+    monkeypatch.setitem(known_implementations, "gated", {"class": "tests.Gated"})
+    fsspec.register_implementation("gated", Gated, clobber=True)
+    Gated().pipe_file("/host/tree/f", b"123")
+    Gated.let.clear()
+    yield Gated
+    Gated.let.set()
+
+
+async def test_a_tree_may_take_all_of_the_deadline_and_not_only_that_of_a_question(
+    gated: type[Gated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generic, "QUESTION_DEADLINE", 0.3)
+    origin = GenericOrigin(OriginConfig(deadline=20.0))
+    listing = asyncio.ensure_future(origin.resolve("gated://host/tree"))
+    done, _ = await asyncio.wait([listing], timeout=0.6)
+    assert not done
+    gated.let.set()
+    assert [entry.path for entry in (await listing).entries] == ["f"]
+    await origin.close()
+
+
+async def test_a_listing_that_was_given_up_goes_on_in_its_one_thread_for_whoever_asks_again(
+    gated: type[Gated],
+) -> None:
+    origin = GenericOrigin(OriginConfig(deadline=0.5, max_connections=2))
+    while not gated.begun.empty():
+        gated.begun.get()
+    for _ in range(2):
+        with pytest.raises(OriginUnavailable):
+            await origin.resolve("gated://host/tree")
+    assert gated.begun.qsize() == 1
+    gated.let.set()
+    (entry,) = (await origin.resolve("gated://host/tree")).entries
+    assert await read_object(origin, entry.ref) == b"123"
+    await origin.close()
 
 
 async def test_uris_without_a_driver_are_refused_with_what_to_install(origin: GenericOrigin) -> None:
