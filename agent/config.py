@@ -181,7 +181,9 @@ class OriginConfig(_Table):
         " metadata 8 s at most, but where an fsspec driver lists a tree all of it counts as one request.",
     )
     max_connections: Annotated[int, Field(ge=1, le=1024), Unit("number")] = Field(
-        default=16, description="The most connections that are open to the origin at a time (1 to 1024)."
+        default=16,
+        description="The most connections that are open to the origin at a time (1 to 1024); each that is "
+        "busy takes 512 KiB of memory.",
     )
     max_bytes_in_flight: Annotated[Size, AfterValidator(settings.at_least_mib)] = Field(
         default=256 * MIB,

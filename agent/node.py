@@ -39,11 +39,9 @@ from agent.origin.pacing import PacedOrigins
 from agent.peers.cluster import Cluster
 from agent.peers.swarming import Swarming
 from agent.peers.warmings import SwarmWarmings
-from agent.transfer.engine import Engine
+from agent.transfer.engine import RECEIVERS, Engine
 
 log = logging.getLogger(__name__)
-
-RECEIVER_THREADS = 32  # two origins at their default of 16 connections
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +93,7 @@ async def run(config: Config, clock: Clock, stop: asyncio.Event) -> None:
         )
         store = await Store.open(config.store.directories, config.store.chunk_size, limits, clock, metrics)
         stack.push_async_callback(store.close)
-        engine = Engine(RECEIVER_THREADS, clock)
+        engine = Engine(RECEIVERS, clock)
         stack.push_async_callback(engine.close)
         origins = Origins(config.origin, engine, metrics)
         stack.push_async_callback(origins.close)

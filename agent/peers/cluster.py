@@ -42,11 +42,9 @@ from agent.peers.tracking import Tracking
 from agent.peers.wire import AGAIN, CALL
 from agent.rate import Rate
 from agent.source import Urgency
-from agent.transfer.engine import Engine
+from agent.transfer.engine import RECEIVERS, Engine
 
 log = logging.getLogger(__name__)
-
-RECEIVER_THREADS = 32  # streams from peers at a time: each has a buffer of 512 KiB and holds one unit at most
 
 
 class Paced(Protocol):
@@ -83,7 +81,7 @@ class Cluster:
         self._metrics = metrics
         secrets = Secrets(config.secret_file, clock)
         self._tokens = Tokens(secrets, clock, own.name)
-        self._engine = Engine(RECEIVER_THREADS, clock)
+        self._engine = Engine(RECEIVERS, clock)
         client = ExchangeClient(self._tokens, self._engine)
         targets = config.targets
         resolver, every = system_resolver(config.own), config.discovery == "dns"

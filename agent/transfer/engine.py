@@ -1,9 +1,14 @@
 """Receiver threads: ranged GETs from S3 and HTTP origins straight into the store.
 
-A bounded pool of threads, each with one reused buffer, and a pool of idle kept-alive connections per
-endpoint. The loop hands a `RangedGet` and a sink to `receive` and awaits the end; whatever cuts that wait
-short (a deadline, the last reader leaving) aborts the connection and waits until the thread has let go of
-the sink, so that nobody writes into a landing that its owner has given up.
+A pool of threads, each with one reused buffer, and a pool of idle kept-alive connections per endpoint. The
+loop hands a `RangedGet` and a sink to `receive` and awaits the end; whatever cuts that wait short (a
+deadline, the last reader leaving) aborts the connection and waits until the thread has let go of the sink, so
+that nobody writes into a landing that its owner has given up.
+
+What is under way at once the lanes bound (agent/cache/lanes.py), each origin by its own `max_connections`;
+the pool sets no bound beside theirs, or those who wait for one silent origin would hold up all others. A
+thread is made only where none is idle, and stays: there are as many, of 512 KiB each, as were ever busy at
+once.
 """
 
 from __future__ import annotations
@@ -35,6 +40,7 @@ from agent.transfer.heads import ResponseHead
 from agent.transfer.idle import IdleConnections
 from agent.transfer.request import PIECE, RangedGet, Redirected, UnitSink
 
+RECEIVERS = 1 << 16  # more threads than all lanes together ask for
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504, 509})
 
 

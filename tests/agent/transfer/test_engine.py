@@ -19,7 +19,7 @@ from agent.content import Extent
 from agent.errors import OriginUnavailable
 from agent.source import Urgency
 from agent.transfer.connection import FIRST_PIECES
-from agent.transfer.engine import Engine
+from agent.transfer.engine import RECEIVERS, Engine
 from agent.transfer.idle import IDLE_SECONDS
 from agent.transfer.request import PIECE, Endpoint
 from tests.agent.transfer.asking import (
@@ -199,6 +199,31 @@ async def test_a_transfer_that_waits_for_a_thread_is_cancelled_at_once() -> None
         await asyncio.wait_for(first, 10)
         await engine.close()
         assert (len(server.requests), bytes(idle.data)) == (1, b"")
+
+
+async def test_however_many_wait_for_a_silent_origin_a_healthy_one_is_received_from() -> None:
+    engine = Engine(RECEIVERS, SystemClock())
+    silence = threading.Event()
+    with RawServer(*[[silence]] * 100) as silent, RawServer(*[[right()]] * 5) as healthy:
+        waiting = [asyncio.create_task(engine.receive(ranged(silent), sink_for(SOME))) for _ in range(100)]
+        for _ in range(5):
+            assert await take(engine, ranged(healthy)) == bytes_of(SOME)
+        assert not any(work.done() for work in waiting)
+        for work in waiting:
+            work.cancel()
+        await asyncio.wait(waiting)
+    await engine.close()
+
+
+async def test_threads_are_made_only_where_none_is_idle() -> None:
+    engine = Engine(RECEIVERS, SystemClock())
+    with RawServer(*[[right()]] * 20) as server:
+        for _ in range(20):
+            assert await take(engine, ranged(server)) == bytes_of(SOME)
+        assert server.accepts == 1
+        ours = [one for one in threading.enumerate() if one.name.startswith("receive")]
+    await engine.close()
+    assert len(ours) < 5
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
