@@ -5,14 +5,17 @@ Redirects are followed here and not by aiohttp, because they must never lead fro
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 
 import aiohttp
 from yarl import URL
 
+from agent import trust
 from agent.config import OriginConfig
 from agent.errors import (
     AccessDenied,
@@ -87,7 +90,8 @@ class Metadata:
         url = self._access.sent(url)
         with _translated(url):
             for _ in range(MAX_REDIRECTS + 1):
-                async with self._opened().request(
+                session = await self._opened()
+                async with session.request(
                     method,
                     URL(url, encoded=True),
                     headers={**headers, **self._access.headers(url)},
@@ -100,20 +104,24 @@ class Metadata:
                     url = redirected(url, location)
         raise OriginError(f"{shown_url(url)}: more than {MAX_REDIRECTS} redirects")
 
-    def _opened(self) -> aiohttp.ClientSession:
+    async def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            quiet = min(self._settings.deadline, QUESTION_DEADLINE)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=self._settings.max_connections, ssl=self._settings.verify_tls
-                ),
-                timeout=aiohttp.ClientTimeout(
-                    total=self._settings.deadline, sock_connect=quiet, sock_read=quiet, connect=quiet
-                ),
-                headers=_HEADERS,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
+            verify = self._settings.verify_tls
+            context = await asyncio.to_thread(trust.context, verify=verify)  # reads the system's certificates
+            if self._session is None:
+                self._session = self._new_session(context)
         return self._session
+
+    def _new_session(self, context: ssl.SSLContext) -> aiohttp.ClientSession:
+        quiet = min(self._settings.deadline, QUESTION_DEADLINE)
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._settings.max_connections, ssl=context),
+            timeout=aiohttp.ClientTimeout(
+                total=self._settings.deadline, sock_connect=quiet, sock_read=quiet, connect=quiet
+            ),
+            headers=_HEADERS,
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
 
 
 def _lower(answer: aiohttp.ClientResponse) -> dict[str, str]:
@@ -151,7 +159,8 @@ def _translated(url: str) -> Iterator[None]:
     try:
         yield
     except aiohttp.ClientConnectorCertificateError as error:
-        raise OriginUnavailable(f"{name}: the server's certificate is not trusted") from error
+        refusal = trust.refusal("server", error.certificate_error)
+        raise OriginUnavailable(f"{name}: {refusal}") from error
     except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError) as error:
         raise OriginUnavailable(f"{name}: the server does not answer ({type(error).__name__})") from error
     except aiohttp.ClientError as error:

@@ -21,6 +21,7 @@ from botocore.credentials import (  # type: ignore[import-untyped]
 )
 from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
+from agent import trust
 from agent.config import OriginConfig
 from agent.errors import (
     AccessDenied,
@@ -130,13 +131,15 @@ class S3Client:
         if self._files is not None:
             return
         await asyncio.to_thread(models)
+        if self._settings.verify_tls:
+            await asyncio.to_thread(trust.check_bundle)  # the SDK would not say what is wrong
         session = self._new_session()
         files = s3fs.S3FileSystem(
             session=session,
             anon=self._anonymous,
             endpoint_url=self._settings.endpoint_url,
             cache_regions=True,
-            client_kwargs=_client_settings(self._settings),
+            client_kwargs=_client_settings(self._settings, session),
             config_kwargs=_sdk_settings(self._settings),
             asynchronous=True,
             skip_instance_cache=True,
@@ -164,8 +167,12 @@ class S3Client:
         return session
 
 
-def _client_settings(settings: OriginConfig) -> dict[str, Any]:
-    chosen: dict[str, Any] = {} if settings.verify_tls else {"verify": False}
+def _client_settings(settings: OriginConfig, session: AioSession) -> dict[str, Any]:
+    chosen: dict[str, Any] = {}
+    if not settings.verify_tls:
+        chosen["verify"] = False
+    elif not session.get_config_variable("ca_bundle") and (system := trust.system_file()):
+        chosen["verify"] = system  # the SDK has certificates of its own, and knows AWS_CA_BUNDLE only
     if settings.region is not None:
         chosen["region_name"] = settings.region
     return chosen
@@ -207,6 +214,8 @@ def translated(where: str) -> Iterator[None]:
         raise AccessDenied(f"{where}: {NO_CREDENTIALS}") from error
     except boto.ParamValidationError as error:
         raise BadRequest(f"{where}: S3 allows no such bucket name or key") from error
+    except boto.SSLError as error:
+        raise OriginUnavailable(f"{where}: {_of_handshake(error)}") from error
     except (boto.HTTPClientError, boto.ConnectionError, TimeoutError, OSError) as error:
         raise OriginUnavailable(f"{where}: the S3 endpoint does not answer ({_kind(error)})") from error
     except ResponseParserError as error:
@@ -233,6 +242,13 @@ def _of_response(where: str, error: boto.ClientError) -> OriginError:
     if status in (408, 429) or status >= 500 or code in _BUSY_CODES:
         return OriginUnavailable(f"{where}: S3 cannot answer now ({status} {code})")
     return OriginMisbehaved(f"{where}: S3 refused the request ({status} {code})")
+
+
+def _of_handshake(error: boto.SSLError) -> str:
+    certificate = getattr(error.kwargs.get("error"), "certificate_error", None)
+    if certificate is None:
+        return f"the S3 endpoint does not answer ({_kind(error)})"
+    return trust.refusal("endpoint", certificate)
 
 
 def _kind(error: Exception) -> str:

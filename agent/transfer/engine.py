@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 
+from agent import trust
 from agent.clock import Clock, ended
 from agent.content import Extent
 from agent.errors import (
@@ -102,8 +103,7 @@ class Engine:
         try:
             self._exchange(get, take, transfer)
         except ssl.SSLCertVerificationError as error:
-            message = f"{get.name}: the origin's certificate is not trusted ({error.verify_message})"
-            raise OriginUnavailable(message) from error
+            raise OriginUnavailable(f"{get.name}: {trust.refusal('origin', error)}") from error
         except OSError as error:
             raise OriginUnavailable(f"{get.name}: {error.strerror or error}") from error
         except OriginUnavailable as error:
@@ -164,11 +164,7 @@ class Engine:
             return None
         with self._lock:
             if get.verify_tls not in self._contexts:
-                context = ssl.create_default_context()
-                if not get.verify_tls:
-                    context.check_hostname = False
-                    context.verify_mode = ssl.CERT_NONE
-                self._contexts[get.verify_tls] = context
+                self._contexts[get.verify_tls] = trust.context(verify=get.verify_tls)
             return self._contexts[get.verify_tls]
 
 
