@@ -223,7 +223,7 @@ class PeersConfig(_Table):
         default=[],
         description="For `static`: the addresses of the agents; this one's own may be among them.",
     )
-    name: Name | None = Field(
+    name: Annotated[Name, AfterValidator(settings.host_name)] | None = Field(
         default=None,
         description="For `dns`: a name that has the address of every agent, as a headless Service's has; all "
         "listen on the same port.",

@@ -21,6 +21,7 @@ SOCKET_PATH_MAX = 107  # sockaddr_un.sun_path less its NUL, unix(7)
 CREDENTIALS_REMEDY = (
     "credentials come from the environment, the SDK's own files or a web identity, never from here"
 )
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)")
 
 
 class Unit:
@@ -66,7 +67,18 @@ def split_listen(value: str) -> tuple[str, int]:
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not (colon and host and re.fullmatch("[0-9]{1,5}", port, re.ASCII) and int(port) < 1 << 16):
         raise ValueError('an address is a host and a port, like "127.0.0.1:9464"')
-    return host, int(port)
+    return host_name(host), int(port)
+
+
+def host_name(value: str) -> str:
+    """A name or an address that can be looked up."""
+    try:
+        usable = b"\0" not in value.encode("idna")
+    except UnicodeError:
+        usable = False
+    if not usable:
+        raise ValueError("this can be no host's name: write one whose parts have 1 to 63 characters")
+    return value
 
 
 def _listen(value: str) -> str:
@@ -123,13 +135,27 @@ def endpoint_url(value: str) -> str:
     try:
         parts = urlsplit(value)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        usable = usable and not re.search(r"\s", value)
     except ValueError:
         raise ValueError(form) from None
     if not usable:
         raise ValueError(form)
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ValueError(f"{form}, with no user, query or fragment; {CREDENTIALS_REMEDY}")
+    if not _sdk_takes(parts.hostname or ""):
+        raise ValueError(
+            "the S3 SDK takes a host's name of letters, digits, '-' and '.' only: give the host another name "
+            "or write its IP address"
+        )
     return value
+
+
+def _sdk_takes(host: str) -> bool:
+    """Whether botocore makes a client for this host (is_valid_endpoint_url of its utils.py)."""
+    if ":" in host:
+        return True  # an IPv6 address
+    labels = host.removesuffix(".").split(".")
+    return len(host) <= 255 and all(_LABEL.fullmatch(label) for label in labels)
 
 
 def origin_prefix(value: str) -> str:
@@ -140,10 +166,6 @@ def origin_prefix(value: str) -> str:
         raise ValueError(f"leave the user out of the prefix; {CREDENTIALS_REMEDY}")
     return value
 
-
-CREDENTIALS_REMEDY = (
-    "credentials come from the environment, the SDK's own files or a web identity, never from here"
-)
 
 Size = Annotated[int, BeforeValidator(_size), Unit("size")]
 Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive), Unit("duration")]

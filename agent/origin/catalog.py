@@ -33,6 +33,7 @@ ACCEPTED = (
 )
 LATELY = 256  # URIs of objects whose origin is known without a look for it
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*")  # RFC 3986, 3.1, and '_', which fsspec uses
+_UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # NUL, and what no byte stands for (PEP 383)
 
 
 class _Key(NamedTuple):
@@ -181,7 +182,7 @@ class Origins:
 def scheme_of(uri: str) -> str:
     """The scheme of an origin's URI. Raises BadRequest."""
     scheme, mark, rest = uri.partition("://")
-    if not mark or not rest or not _SCHEME.fullmatch(scheme) or "\0" in uri:
+    if not mark or not rest or not _SCHEME.fullmatch(scheme) or _UNUSABLE.search(uri):
         shown = uri.partition("?")[0]
         raise BadRequest(f"{shown!r} is not the URI of an origin; accepted are {ACCEPTED}")
     return scheme

@@ -7,6 +7,7 @@ because XML cannot carry every key. An object's version is its ETag; each GET is
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -60,6 +61,8 @@ class S3Origin:
     async def resolve(self, uri: str) -> Dataset:
         """List the tree, or the one object, at `uri`. Raises OriginError; BadRequest for a malformed URI."""
         bucket, path = split_uri(uri)
+        if not uri.isascii() and re.search("[\ud800-\udfff]", uri):
+            raise BadRequest(f"{uri!r} is not UTF-8, as the keys of S3 are")
         listing = await self._renewing(lambda _: self._list(bucket, path))
         return build_dataset(uri, listing)
 

@@ -222,6 +222,9 @@ def translated(where: str) -> Iterator[None]:
         raise OriginMisbehaved(f"{where}: the endpoint's answer is not S3's") from error
     except boto.BotoCoreError as error:
         raise AccessDenied(f"{where}: {_one_line(error)}; {NO_CREDENTIALS}") from error
+    except ValueError as error:  # an "Invalid endpoint" that the environment names; what UTF-8 cannot say
+        what = f"{where}: S3 cannot be asked for this ({_kind(error)})"
+        raise OriginError(f"{what}; check the URI, endpoint_url and AWS_ENDPOINT_URL") from error
 
 
 def _of_response(where: str, error: boto.ClientError) -> OriginError:

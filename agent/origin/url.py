@@ -17,15 +17,16 @@ def canonical(url: str) -> str:
     """The URL as it is sent: without fragment, all else percent-encoded. Raises BadRequest."""
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0
-    except ValueError:
+        host = (parts.hostname or "").encode("idna")  # as it is looked up
+        usable = parts.scheme in _PORTS and bool(host) and b"\0" not in host and parts.port != 0
+        path = quote(parts.path.encode("utf-8", "surrogateescape"), safe=_PATH_SAFE)
+        query = quote(parts.query.encode("utf-8", "surrogateescape"), safe=_QUERY_SAFE)
+    except ValueError:  # which a UnicodeError is
         usable = False
     if not usable:
         raise BadRequest(f"{url.partition('?')[0]!r} is not an http or https URL")
     if "@" in parts.netloc:
         raise BadRequest(f"leave user and password out of the URL of {parts.hostname}")
-    path = quote(parts.path.encode("utf-8", "surrogateescape"), safe=_PATH_SAFE)
-    query = quote(parts.query.encode("utf-8", "surrogateescape"), safe=_QUERY_SAFE)
     return urlunsplit((parts.scheme, parts.netloc.lower(), path or "/", query, ""))
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from botocore.utils import is_valid_uri  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -162,6 +163,22 @@ def test_code_gives_plain_bytes_where_the_file_needs_units() -> None:
         ('[origin."s3://"]\nmax_bytes_in_flight = "1KiB"', 'origin."s3://".max_bytes_in_flight', '"1MiB"'),
         ('[origin."s3://"]\nendpoint_url = "h:1"', 'origin."s3://".endpoint_url', '"http://127.0.0.1:8333"'),
         ('[origin."s3://"]\nendpoint_url = "http://[:"', 'origin."s3://".endpoint_url', "must be a URL"),
+        ('[origin."s3://"]\nendpoint_url = "http://a\\tb"', 'origin."s3://".endpoint_url', "must be a URL"),
+        ('[origin."s3://"]\nendpoint_url = "http://a b/"', 'origin."s3://".endpoint_url', "must be a URL"),
+        *(
+            (
+                f'[origin."s3://"]\nendpoint_url = "http://{host}:9000"',
+                'origin."s3://".endpoint_url',
+                "its IP",
+            )
+            for host in ("my_minio", "a..b", "-a", "a" * 64, "b\u00fccher", ".".join(["a" * 60] * 5))
+        ),
+        *(
+            (f'[metrics]\nlisten = "{host}:9464"', "metrics.listen", "1 to 63 characters")
+            for host in ("a..b", "a" * 64, "a\\u0000b")
+        ),
+        (PEERS + 'discovery = "static"\naddresses = ["a..b:1"]', "peers.addresses[0]", "1 to 63 characters"),
+        (PEERS + 'discovery = "dns"\nname = "a..b"', "peers.name", "1 to 63 characters"),
         ("[store", "configuration", "not TOML"),
         ("[node]\nname = 'a'\nname = 'b'\nx = 1", "configuration", "line 3"),
     ],
@@ -170,6 +187,35 @@ def test_a_wrong_setting_is_refused_by_its_key_with_the_remedy(text: str, key: s
     error = problem(text)
     assert error.key == key
     assert remedy in str(error)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "http://minio:9000",
+            "http://minio.svc.cluster.local.:9000/x",
+            "https://s3.example.com",
+            "http://[::1]:9",
+        ),
+        *("http://127.0.0.1:8333", f"http://{'a' * 63}.b"),
+        *(
+            "http://my_minio:9000",
+            "http://a..b",
+            "http://-a",
+            "http://a-",
+            f"http://{'a' * 64}",
+            "http://\u00e9",
+        ),
+    ],
+)
+def test_an_endpoint_is_refused_where_the_sdk_would_refuse_it(url: str) -> None:
+    try:
+        parse(f'[origin."s3://"]\nendpoint_url = "{url}"')
+    except ConfigError:
+        assert not is_valid_uri(url)
+    else:
+        assert is_valid_uri(url)
 
 
 @pytest.mark.parametrize(

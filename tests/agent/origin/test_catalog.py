@@ -57,7 +57,22 @@ async def test_files_are_resolved_and_fetched_by_their_uri(origins: Origins, tmp
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "models", "/path", "s3:/x", "://x", "s3://", "nonsense://x", "s3://a\0b", "a b://c"]
+    "uri",
+    [
+        "",
+        "models",
+        "/path",
+        "s3:/x",
+        "://x",
+        "s3://",
+        "nonsense://x",
+        "s3://a\0b",
+        "a b://c",
+        "s3://a/\ud800",
+        "s3://a/\udcff",
+        "file:///\ud800",
+        "http://a..b/x",
+    ],
 )
 async def test_what_is_no_uri_of_an_origin_is_refused(origins: Origins, uri: str) -> None:
     with pytest.raises(BadRequest):

@@ -16,6 +16,7 @@ from agent.errors import (
     AccessDenied,
     BadRequest,
     ObjectMissing,
+    OriginError,
     OriginUnavailable,
     VersionChanged,
 )
@@ -287,6 +288,17 @@ async def test_an_endpoint_that_is_down_is_unavailable(origin: S3Origin, receive
     with pytest.raises(OriginUnavailable):
         await down.fetch(ObjectRef("s3://bucket/f", "v", 10), MemorySink(0, 10))
     await down.close()
+
+
+async def test_an_endpoint_of_the_environment_that_the_sdk_refuses_is_named(
+    receiver: RecordingEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use({"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, monkeypatch, tmp_path)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://my_minio:9000")
+    origin = S3Origin(OriginConfig(region="us-east-1", deadline=5.0), receiver)
+    with pytest.raises(OriginError, match=r"cannot be asked .* check .* AWS_ENDPOINT_URL"):
+        await origin.resolve("s3://bucket/x")
+    await origin.close()
 
 
 async def test_uris_that_name_no_bucket_are_refused(origin: S3Origin) -> None:

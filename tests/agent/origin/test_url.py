@@ -23,7 +23,17 @@ def test_urls_are_sent_as_written_with_what_must_be_quoted_quoted(url: str, sent
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://host/x", "http://", "http://host:0/", "http://[::1/", "http://u:p@host/"]
+    "url",
+    [
+        *("ftp://host/x", "http://", "http://host:0/", "http://[::1/", "http://u:p@host/"),
+        *(
+            "http://a..b/x",
+            f"http://{'a' * 64}/x",
+            "http://a\0b/x",
+            "http://host/\ud800",
+            "http://host/?\ud800",
+        ),
+    ],
 )
 def test_what_is_no_url_of_ours_is_refused(url: str) -> None:
     with pytest.raises(BadRequest) as raised:
