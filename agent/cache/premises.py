@@ -26,9 +26,12 @@ MODE = 0o700
 def occupy(path: Path) -> int:
     """Make the directory, close it to others and lock it; the descriptor that holds the lock.
 
-    Raises ConfigError for one that cannot be used, StoreFailed where another process uses it.
+    One that has something in it and is no store is left as it is: it may be "/" or somebody's home. Raises
+    ConfigError for one that cannot be used, StoreFailed where another process uses it.
     """
     try:
+        if path.exists() and not _is_store(path) and not _is_empty(path):
+            raise ConfigError(KEY, f"{path} is no store, and not empty: name a directory of the agent's own")
         (path / "objects").mkdir(mode=MODE, parents=True, exist_ok=True)
         for one in (path, path / "objects"):
             _close_to_others(one)
@@ -67,6 +70,18 @@ def set_aside(store: Path, path: Path) -> Path:
         raise StoreFailed(f"cannot move {path} out of the way: {error.strerror}") from error
     log.error("%s is no file of the store: it is moved to %s", path, target)
     return target
+
+
+def _is_empty(path: Path) -> bool:
+    with os.scandir(path) as entries:
+        return all(entry.name == "lost+found" for entry in entries)  # as mkfs makes it
+
+
+def _is_store(path: Path) -> bool:
+    """Whether a part of a store lies there; /var has a `lock` too, which is a link."""
+    if any(os.path.lexists(path / name) for name in ("objects", "index.sqlite")):
+        return True
+    return (path / "lock").is_file() and not (path / "lock").is_symlink()
 
 
 def _close_to_others(path: Path) -> None:

@@ -47,6 +47,35 @@ def test_directories_are_closed_to_other_users_and_that_is_said(
     assert f"{store} had mode 755" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["f", "d/f", "lock/f"])
+def test_a_directory_that_is_neither_empty_nor_a_store_is_refused_and_left_as_it_is(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"somebody's")
+    tmp_path.chmod(0o755)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=r"^store\.directories: .* is no store, and not empty: name a"):
+        occupy(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_lock_that_is_a_link_as_in_var_makes_no_store(tmp_path: Path) -> None:
+    (tmp_path / "lock").symlink_to(Path(__file__))
+    with pytest.raises(ConfigError, match="is no store"):
+        occupy(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lost+found/", "lock", "index.sqlite", "objects/"])
+def test_a_new_file_system_and_what_is_left_of_a_store_are_taken(tmp_path: Path, name: str) -> None:
+    if name.endswith("/"):
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_bytes(b"")
+    os.close(occupy(tmp_path))
+
+
 def test_a_directory_of_another_user_is_refused_with_what_to_do(traversable: Path) -> None:
     store = traversable / "store"
     store.mkdir()
