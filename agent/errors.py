@@ -1,7 +1,7 @@
 """Every error that crosses a border inside the agent, and nothing else.
 
 Third-party exceptions are translated to these where they arise (the seam), and these are mapped once
-more where they leave the agent: to an errno (`agent/mount/session.py`), to an HTTP status
+more where they leave the agent: to an errno (`agent/mount/errnos.py`), to an HTTP status
 (`agent/control/api.py`), to an exit status (`agent/__main__.py`).
 """
 

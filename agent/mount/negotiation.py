@@ -15,7 +15,7 @@ from agent.mount import abi
 from agent.mount.abi import InitFlag
 from agent.mount.wire import InitRequest, WireError
 
-OLDEST_MINOR: Final = 31  # Linux 5.4: every struct used here has its size since then
+OLDEST_MINOR: Final = 31  # Linux 5.4: every struct used here has its size since then; the holder needs 5.8
 
 WANTED: Final = (
     InitFlag.ASYNC_READ  # readahead and several reads of one handle at once
@@ -97,7 +97,7 @@ def negotiate(init: InitRequest) -> InitResult:
     if init.major != abi.KERNEL_MAJOR or init.minor < OLDEST_MINOR:
         raise UnsupportedKernel(
             f"the kernel speaks FUSE {init.major}.{init.minor}; "
-            f"{abi.KERNEL_MAJOR}.{OLDEST_MINOR} or newer is needed: Linux 5.4 at least, 6.9 for passthrough"
+            f"{abi.KERNEL_MAJOR}.{OLDEST_MINOR} or newer is needed: Linux 5.8 at least, 6.9 for passthrough"
         )
     flags = int(WANTED) & init.flags
     if not flags & InitFlag.INIT_EXT:
