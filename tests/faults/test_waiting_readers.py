@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -56,18 +57,24 @@ int main(int argc, char **argv) {
 """
 
 
+@contextlib.contextmanager
+def mounted(line: Line, files: Mapping[str, bytes]) -> Iterator[Path]:
+    bucket = next(buckets)
+    for name, data in files.items():
+        line.stack.s3.put(bucket, name, data)
+    mount = line.stack.mount(f"s3://{bucket}")
+    try:
+        yield mount
+    finally:
+        line.proxy.clear()
+        line.stack.umount(mount)
+
+
 @pytest.fixture
 def mount(line: Line) -> Iterator[Path]:
-    """A mount with the files a and b, and 64 more, all cold."""
-    bucket = next(buckets)
-    for name in ("a", "b"):
-        line.stack.s3.put(bucket, name, DATA)
-    for number in range(64):
-        line.stack.s3.put(bucket, f"cold-{number}", DATA[:MIB])
-    mount = line.stack.mount(f"s3://{bucket}")
-    yield mount
-    line.proxy.clear()
-    line.stack.umount(mount)
+    """A mount with the files a and b, both cold."""
+    with mounted(line, {"a": DATA, "b": DATA}) as mount:
+        yield mount
 
 
 def test_a_waiting_reader_ends_at_sigkill_and_the_next_one_is_served(line: Line, mount: Path) -> None:
@@ -176,21 +183,23 @@ print("read")
 """
 
 
-def test_sixty_four_waiting_readers_hold_up_no_warm_read(line: Line, mount: Path) -> None:
-    # One chunk of two: what is read of it comes through the agent, not from a passthrough file.
-    assert run(["dd", f"if={mount / 'a'}", "of=/dev/null", "bs=1M", "count=2"]).returncode == 0
-    assert run([sys.executable, "-c", WARM, str(mount / "a")]).stdout == "read\n"
-    gate = line.proxy.hold(key="*/cold-*")
-    waiting = [start_reader("sequential", [mount / f"cold-{number}"]) for number in range(64)]
-    try:
-        gate.await_held(64, within=20)
-        assert run([sys.executable, "-c", WARM, str(mount / "a")], within=3).stdout == "read\n"
-        gate.release()
-        expected = hashlib.sha256(DATA[:MIB]).hexdigest()
-        for reader in waiting:
-            output, errors = reader.communicate(timeout=30)
-            assert output.startswith(expected) or "Input/output error" in errors
-    finally:
-        for reader in waiting:
-            reader.kill()
-            reader.wait()
+def test_sixty_four_waiting_readers_hold_up_no_warm_read(line: Line) -> None:
+    cold = [f"cold-{number}" for number in range(64)]
+    with mounted(line, {"a": DATA, **dict.fromkeys(cold, DATA[:MIB])}) as mount:
+        # One chunk of two: what is read of it comes through the agent, not from a passthrough file.
+        assert run(["dd", f"if={mount / 'a'}", "of=/dev/null", "bs=1M", "count=2"]).returncode == 0
+        assert run([sys.executable, "-c", WARM, str(mount / "a")]).stdout == "read\n"
+        gate = line.proxy.hold(key="*/cold-*")
+        waiting = [start_reader("sequential", [mount / name]) for name in cold]
+        try:
+            gate.await_held(64, within=20)
+            assert run([sys.executable, "-c", WARM, str(mount / "a")], within=3).stdout == "read\n"
+            gate.release()
+            expected = hashlib.sha256(DATA[:MIB]).hexdigest()
+            for reader in waiting:
+                output, errors = reader.communicate(timeout=30)
+                assert output.startswith(expected) or "Input/output error" in errors
+        finally:
+            for reader in waiting:
+                reader.kill()
+                reader.wait()
