@@ -73,7 +73,7 @@ class ExchangeClient:
         if sink.urgency.awaited:
             headers[URGENT_HEADER] = URGENT
         get = RangedGet(
-            endpoint=_endpoint(peer.address),
+            endpoint=_endpoint(peer),
             target=target,
             headers=headers,
             extent=extent,
@@ -111,9 +111,8 @@ class ExchangeClient:
         return self._session.post(url, data=body, headers=headers, allow_redirects=False)
 
 
-def _endpoint(address: str) -> Endpoint:
-    host, _, port = address.rpartition(":")
-    return Endpoint("http", host.strip("[]"), int(port))
+def _endpoint(peer: Peer) -> Endpoint:
+    return Endpoint("http", peer.host, int(peer.address.rpartition(":")[2]))
 
 
 async def _read(answer: aiohttp.ClientResponse, peer: Peer) -> bytes:

@@ -19,6 +19,7 @@ from agent.content import Extent, ObjectRef
 from agent.errors import StoreError, StoreFailed, StoreFull
 from agent.metrics import Metrics
 from agent.peers.held import At, Held
+from agent.peers.member import host_of
 from agent.peers.metainfo import Layout, mark_of, pieces_in
 from agent.peers.piece_hashes import Hashes, made
 
@@ -125,7 +126,7 @@ class Joined:
         known, when = self._met.get(address, (0, 0.0))
         if self._torrent is None or (known == port and now - when <= RECONNECT):
             return
-        host = address.rpartition(":")[0].strip("[]")
+        host = host_of(address)
         if self._torrent.connect(host, port, background=zone != self._zone):
             self._met[address] = (port, now)
 

@@ -21,4 +21,9 @@ class Peer:
     @property
     def host(self) -> str:
         """The address without its port."""
-        return self.address.rpartition(":")[0].strip("[]")
+        return host_of(self.address)
+
+
+def host_of(address: str) -> str:
+    """An address without its port, and an IPv6 one without its brackets."""
+    return address.rpartition(":")[0].strip("[]")
