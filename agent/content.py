@@ -134,6 +134,12 @@ def listing_revision(listing: Iterable[tuple[str, int, str]]) -> str:
 
 
 NAME_MAX = 255  # bytes of one name, include/uapi/linux/limits.h
+_NO_BYTES = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # \udc80 to \udcff stand for one byte each
+
+
+def stands_for_no_bytes(text: str) -> bool:
+    """Whether there is a lone surrogate in it that no byte of a name became (PEP 383)."""
+    return _NO_BYTES.search(text) is not None
 
 
 def key_fault(key: str) -> str | None:
@@ -153,7 +159,7 @@ def key_fault(key: str) -> str | None:
             return f"a segment {name!r}"
         if "\0" in name:
             return "a NUL byte"
-        if any("\ud800" <= char < "\udc80" or "\udcff" < char <= "\udfff" for char in name):
+        if stands_for_no_bytes(name):
             return "a character that stands for no bytes (a lone surrogate)"
         if len(name.encode("utf-8", "surrogateescape")) > NAME_MAX:
             return f"a segment of more than {NAME_MAX} bytes"

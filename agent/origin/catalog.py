@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 from agent.config import OriginConfig
-from agent.content import Dataset, ObjectRef
+from agent.content import Dataset, ObjectRef, stands_for_no_bytes
 from agent.errors import AccessDenied, BadRequest
 from agent.identity import OWN, Credentials
 from agent.metrics import Metrics
@@ -33,7 +33,6 @@ ACCEPTED = (
 )
 LATELY = 256  # URIs of objects whose origin is known without a look for it
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+._-]*")  # RFC 3986, 3.1, and '_', which fsspec uses
-_UNUSABLE = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # NUL, and what no byte stands for (PEP 383)
 
 
 class _Key(NamedTuple):
@@ -182,7 +181,8 @@ class Origins:
 def scheme_of(uri: str) -> str:
     """The scheme of an origin's URI. Raises BadRequest."""
     scheme, mark, rest = uri.partition("://")
-    if not mark or not rest or not _SCHEME.fullmatch(scheme) or _UNUSABLE.search(uri):
+    usable = bool(mark and rest and _SCHEME.fullmatch(scheme))
+    if not usable or "\0" in uri or stands_for_no_bytes(uri):
         shown = uri.partition("?")[0]
         raise BadRequest(f"{shown!r} is not the URI of an origin; accepted are {ACCEPTED}")
     return scheme
