@@ -8,15 +8,11 @@ import os
 import pytest
 
 from agent.mount.channel import Channel
-from agent.mount.inflight import RequestTable
-
-SLOTS, SLOT_SIZE = 16, 8192
+from tests.harness.inflight import request_table
 
 
 def test_a_thread_that_comes_late_meets_no_file_that_has_the_descriptor_s_number_now() -> None:
-    memory = os.memfd_create("in-flight")
-    os.ftruncate(memory, SLOTS * SLOT_SIZE)
-    table = RequestTable(memory, SLOTS, SLOT_SIZE)
+    table = request_table(16)
     ours, theirs = os.pipe()
     channel = Channel(ours, 1, table)
     number = channel.retire()
@@ -30,5 +26,5 @@ def test_a_thread_that_comes_late_meets_no_file_that_has_the_descriptor_s_number
     assert not channel.send(b"a reply")
     assert os.read(other, 100) == b"an object's bytes"
     assert not table.left_over()
-    for fd in (other, fill, theirs, memory):
+    for fd in (other, fill, theirs):
         os.close(fd)

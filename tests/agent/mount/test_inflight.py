@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 
-from agent.mount.inflight import FIRST_SLOT, RequestTable
-
-SLOT_SIZE = 8192
-
-
-def table(slots: int) -> RequestTable:
-    fd = os.memfd_create("in-flight")
-    try:
-        os.ftruncate(fd, slots * SLOT_SIZE)
-        return RequestTable(fd, slots, SLOT_SIZE)
-    finally:
-        os.close(fd)
+from agent.mount.inflight import FIRST_SLOT
+from tests.harness.inflight import request_table
 
 
 def test_who_finds_no_slot_gets_the_next_that_is_freed() -> None:
-    requests = table(FIRST_SLOT + 1)
+    requests = request_table(FIRST_SLOT + 1)
     given: list[int] = []
 
     def work() -> None:
