@@ -25,6 +25,8 @@ from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[impor
 
 REGION = "us-east-1"
 GRPC_OFFSET = 10_000  # SeaweedFS listens for gRPC on each port plus this
+PORTS = range(10_000, 22_000)  # with the offset below 32768, where those of connections begin (ip(7))
+STARTS = 3  # times: another process may have come to listen on one of the ports
 READY_WITHIN = 30.0  # seconds; about one on a quiet machine
 VOLUMES = 10_000  # a bucket takes one at least; the default, free disk over 128 MB, runs out on a small disk
 
@@ -42,19 +44,11 @@ class SeaweedS3:
         self.secret_key = secrets.token_hex(16)
         self.region = REGION
         self.directory.mkdir(parents=True, exist_ok=True)
-        master, volume, filer, port, admin = free_ports(5)
-        self.port = port
-        self.endpoint = f"http://{address}:{port}"
         self._write_identities()
-        self._log = (self.directory / "weed.log").open("wb")
-        self._client: Any = sdk_client(self.endpoint, self.access_key, self.secret_key)
-        self._process = self._start(self._command(master, volume, filer, admin))
-        try:
-            if not answers(self._process, self._probe, ready_within):
-                raise RuntimeError(f"weed did not become ready; its log is {self.directory / 'weed.log'}")
-        except BaseException:
-            self.stop()
-            raise
+        for _ in range(STARTS):
+            if self._started(ready_within):
+                return
+        raise RuntimeError(f"weed did not become ready; its log is {self.directory / 'weed.log'}")
 
     @property
     def pid(self) -> int:
@@ -99,6 +93,24 @@ class SeaweedS3:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    def _started(self, ready_within: float) -> bool:
+        """Start on new ports; False where it has ended at once. Raises RuntimeError where it is silent."""
+        master, volume, filer, self.port, admin = free_ports(5)
+        self.endpoint = f"http://{self._address}:{self.port}"
+        self._log = (self.directory / "weed.log").open("ab")
+        self._client: Any = sdk_client(self.endpoint, self.access_key, self.secret_key)
+        self._process = self._start(self._command(master, volume, filer, admin))
+        try:
+            if answers(self._process, self._probe, ready_within):
+                return True
+            if self._process.poll() is None:
+                raise RuntimeError(f"weed did not answer within {ready_within:g} s")
+        except BaseException:
+            self.stop()
+            raise
+        self.stop()
+        return False
 
     def _write_identities(self) -> None:
         keys = [{"accessKey": self.access_key, "secretKey": self.secret_key}]
@@ -191,17 +203,19 @@ def weed() -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that are free on loopback now, each together with itself plus GRPC_OFFSET."""
+    """Ports that are free on loopback now, each together with itself plus GRPC_OFFSET.
+
+    Of those that the kernel gives to no connection: else one has taken a port before who is to listen there
+    does.
+    """
     held: list[socket.socket] = []
     ports: list[int] = []
     try:
         while len(ports) < count:
-            first = _bound(0, held)
-            port = first.getsockname()[1]
-            if port + GRPC_OFFSET > 65535:
-                continue
+            port = secrets.choice(PORTS)
             with contextlib.suppress(OSError):
-                _bound(port + GRPC_OFFSET, held)
+                _bind(port, held)
+                _bind(port + GRPC_OFFSET, held)
                 ports.append(port)
     finally:
         for one in held:
@@ -209,8 +223,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def _bound(port: int, held: list[socket.socket]) -> socket.socket:
+def _bind(port: int, held: list[socket.socket]) -> None:
     one = socket.socket()
     held.append(one)
     one.bind(("127.0.0.1", port))
-    return one
