@@ -64,6 +64,7 @@ class S3Origin:
         if not uri.isascii() and re.search("[\ud800-\udfff]", uri):
             raise BadRequest(f"{uri!r} is not UTF-8, as the keys of S3 are")
         listing = await self._renewing(lambda _: self._list(bucket, path))
+        await self._client.address(bucket)  # takes the SDK milliseconds, for which no reader is to wait
         return build_dataset(uri, listing)
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
