@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 
@@ -29,16 +29,8 @@ class Clock(Protocol):
 
     async def sleep(self, delay: float) -> None: ...
 
-
-@contextlib.asynccontextmanager
-async def timeout(clock: Clock, seconds: float) -> AsyncIterator[None]:
-    """`asyncio.timeout` by this clock. Raises TimeoutError where the block takes longer."""
-    async with asyncio.timeout(None) as bound:
-        timer = clock.call_later(seconds, lambda: bound.reschedule(0.0))
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        """`asyncio.timeout` by this clock: TimeoutError where the block takes longer."""
 
 
 class SystemClock:
@@ -55,6 +47,9 @@ class SystemClock:
 
     async def sleep(self, delay: float) -> None:
         await asyncio.sleep(delay)
+
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        return asyncio.timeout(seconds)
 
 
 async def ended(work: asyncio.Future[Any]) -> bool:

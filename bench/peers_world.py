@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,6 +68,9 @@ class VirtualClock:
 
     async def sleep(self, delay: float) -> None:
         raise NotImplementedError("the tracker never sleeps")
+
+    def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        raise NotImplementedError("the tracker waits for nothing")
 
 
 class Node:

@@ -17,7 +17,7 @@ from agent.cache.directory import Directory, State
 from agent.cache.eviction import Candidate, Chunk, Removal, plan
 from agent.cache.objects import CachedObject
 from agent.cache.store import Store
-from agent.clock import Clock, Timer, timeout
+from agent.clock import Clock, Timer
 from agent.content import chunk_extent
 from agent.errors import StoreError
 from agent.metrics import Metrics
@@ -93,7 +93,7 @@ class Evictor:
         self._waiting.append((directory, length, told))
         self._pressed.set()
         try:
-            async with timeout(self._clock, ROOM_SECONDS):
+            async with self._clock.timeout(ROOM_SECONDS):
                 return await told
         except TimeoutError:
             return False

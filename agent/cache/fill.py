@@ -18,7 +18,7 @@ from agent.cache.objects import CachedObject
 from agent.cache.passing import PassingChunks, PassingLanding
 from agent.cache.setbacks import Setbacks, backoff, respite
 from agent.cache.store import Store
-from agent.clock import Clock, timeout
+from agent.clock import Clock
 from agent.content import ObjectRef
 from agent.errors import (
     HeadraceError,
@@ -322,7 +322,7 @@ class Filler:
     async def _attempt(self, flight: Flight, deadline: float) -> OriginUnavailable | None:
         before = flight.landing.position
         try:
-            async with timeout(self._clock, deadline):
+            async with self._clock.timeout(deadline):
                 await self._source.fetch(flight.cached.ref, flight.landing)
         except TimeoutError:
             return OriginUnavailable(f"{flight.cached.ref.uri}: no answer within {deadline:g} s")

@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from agent.clock import Clock, timeout
+from agent.clock import Clock
 from agent.config import OriginConfig
 from agent.content import ObjectRef
 from agent.errors import OriginUnavailable
@@ -112,7 +112,7 @@ class PacedOrigins:
             try:
                 while not taking.done() and not sink.urgency.awaited:
                     with contextlib.suppress(TimeoutError):
-                        async with timeout(self._clock, LOOK_EVERY):
+                        async with self._clock.timeout(LOOK_EVERY):
                             await asyncio.wait([taking])
                 if taking.done():
                     return

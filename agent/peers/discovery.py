@@ -16,7 +16,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from agent.clock import Clock, timeout
+from agent.clock import Clock
 from agent.peers.member import Peer
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class NamedPeers(Announced):
     async def _look_up(self, target: tuple[str, int]) -> None:
         host, port = target
         try:
-            async with timeout(self._clock, RESOLVE_WITHIN):
+            async with self._clock.timeout(RESOLVE_WITHIN):
                 found = await self._resolve(host)
         except (OSError, TimeoutError, UnicodeError) as error:
             self._complain(host, str(error) or "no answer")

@@ -19,7 +19,7 @@ from aiohttp import web
 
 from agent.cache.objects import CachedObject
 from agent.cache.store import Store
-from agent.clock import Clock, timeout
+from agent.clock import Clock
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest, ConfigError, StoreError
 from agent.metrics import Metrics
@@ -242,7 +242,7 @@ class Exchange:
         if call is None:
             return _closing(web.Response(status=404))
         try:
-            async with timeout(self._clock, BODY_WITHIN):
+            async with self._clock.timeout(BODY_WITHIN):
                 body = await request.read()
         except TimeoutError:
             return _closing(web.Response(status=408))

@@ -14,7 +14,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 
-from agent.clock import Clock, Timer, timeout
+from agent.clock import Clock, Timer
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest
 from agent.peers.courses import Course, Courses, group_of
@@ -93,7 +93,7 @@ class RelayGuide:
             asking = self._begin_to_ask(course)
             if not self._usable(course, chunk):
                 try:
-                    async with timeout(self._clock, ASK_WITHIN):
+                    async with self._clock.timeout(ASK_WITHIN):
                         await asyncio.wait([asking])
                 except TimeoutError:
                     if not self._usable(course, chunk):
@@ -220,7 +220,7 @@ class RelayGuide:
             if self._courses.trim():
                 self._tell_soon()
             with contextlib.suppress(TimeoutError):
-                async with timeout(self._clock, ANNOUNCE_EVERY):
+                async with self._clock.timeout(ANNOUNCE_EVERY):
                     await self._trackers.gone.wait()
 
     def _by_tracker(self) -> dict[Peer, list[Course]]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from agent.clock import Clock, timeout
+from agent.clock import Clock
 from agent.content import ObjectRef
 from agent.errors import BadRequest
 from agent.metrics import Metrics
@@ -123,7 +123,7 @@ class SmallObjects:
         """The object's bytes from its owner, or where else to go. Never raises."""
         self._give_up_old()
         try:
-            async with timeout(self._clock, PATIENCE):
+            async with self._clock.timeout(PATIENCE):
                 for _ in range(OWNERS):
                     wish = self._wishes.get(ref.key) or self._wish(ref)
                     if wish is None:

@@ -16,7 +16,7 @@ import xxhash
 from agent.cache.fill import Filler
 from agent.cache.objects import CachedObject
 from agent.cache.store import Store
-from agent.clock import Clock, timeout
+from agent.clock import Clock
 from agent.content import Extent, ObjectRef
 from agent.errors import BadRequest, HeadraceError, StoreError
 from agent.metrics import Metrics
@@ -97,7 +97,7 @@ class Ownership:
                 ended.left += self._filler.preload(one, 0, self, ended.told, Urgency.READER)
             if ended.left:
                 with contextlib.suppress(TimeoutError):
-                    async with timeout(self._clock, ANSWER_WITHIN):
+                    async with self._clock.timeout(ANSWER_WITHIN):
                         await ended.all.wait()
 
     async def _read(self, held: list[CachedObject]) -> dict[str, Frame]:

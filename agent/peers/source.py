@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from agent.cache.whole import Stating
-from agent.clock import Clock, ended, timeout
+from agent.clock import Clock, ended
 from agent.content import Extent, ObjectRef
 from agent.errors import (
     HeadraceError,
@@ -231,7 +231,7 @@ class PeerSource:
     ) -> None:
         """Wait for the end or for other routes, but no longer than `within` seconds."""
         try:
-            async with timeout(self._clock, within):
+            async with self._clock.timeout(within):
                 await asyncio.wait([receiving, rerouted], return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             pass

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from agent.cache.store import Store
-from agent.clock import Clock, timeout
+from agent.clock import Clock
 from agent.content import Dataset
 from agent.errors import BadRequest, HeadraceError, ObjectMissing
 from agent.peers.swarming import Swarming
@@ -80,7 +80,7 @@ class SwarmWarmings:
             raise ObjectMissing(f"there is no warming {name!r}")
         found = self._warmings[name]
         with contextlib.suppress(TimeoutError):
-            async with timeout(self._clock, WAITED):
+            async with self._clock.timeout(WAITED):
                 await asyncio.wait([found.task])
         return found
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 
 class ManualTimer:
@@ -49,6 +50,15 @@ class ManualClock:
             await woken
         finally:
             timer.cancel()
+
+    @asynccontextmanager
+    async def timeout(self, seconds: float) -> AsyncIterator[None]:
+        async with asyncio.timeout(None) as bound:
+            timer = self.call_later(seconds, lambda: bound.reschedule(0.0))
+            try:
+                yield
+            finally:
+                timer.cancel()
 
     async def next_sleep(self) -> float:
         """The seconds of the next `sleep` that nobody has asked about yet."""
