@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agent.cache.prefetch import WINDOW
@@ -84,6 +84,11 @@ class _Waiting:
     arrived: int  # a sum of positions
     at: float  # monotonic
 
+    def begin(self) -> None:
+        """Its turn has come."""
+        if not self.go.done():
+            self.go.set_result(None)
+
 
 class Queue:
     """What is on its way to this agent, by group and in the order in which it began. Used on the loop."""
@@ -104,17 +109,19 @@ class Queue:
             self._under_way[group].remove(sink)
             if not self._under_way[group]:
                 del self._under_way[group]
-            self._look_at(one for one in self._waiting if one.group == group)
+            for one in self._waiting:
+                if one.group == group and self._has_turn(group, one.sink, one.breadth):
+                    one.begin()
 
     async def turn(self, group: str, sink: Sink, breadth: Breadth | None = None) -> bool:
         """Wait until few enough of what began before `sink` are under way: as `breadth` has it, or FEWEST.
 
         Not while a reader waits for its bytes, nor for what brings none: it may wait for this agent. Whether
         it had to wait: whom to ask may be another one by then."""
+        if self._has_turn(group, sink, breadth):
+            return False
         go = asyncio.get_running_loop().create_future()
         waiting = _Waiting(group, sink, breadth, go, self._arrived(group, sink), self._clock.monotonic())
-        if self._has_turn(waiting):
-            return False
         self._waiting.append(waiting)
         self._look_later()
         try:
@@ -130,18 +137,15 @@ class Queue:
 
     def _look(self) -> None:
         self._looking = None
-        self._look_at(self._waiting)
+        for one in self._waiting:
+            if self._has_turn(one.group, one.sink, one.breadth) or self._stands_still(one):
+                one.begin()
         if self._waiting:
             self._look_later()
 
-    def _look_at(self, waiting: Iterable[_Waiting]) -> None:
-        for one in waiting:
-            if not one.go.done() and (self._has_turn(one) or self._stands_still(one)):
-                one.go.set_result(None)
-
-    def _has_turn(self, waiting: _Waiting) -> bool:
-        streams = waiting.breadth.streams if waiting.breadth is not None else FEWEST
-        return waiting.sink.urgency.awaited or len(self._before(waiting.group, waiting.sink)) < streams
+    def _has_turn(self, group: str, sink: Sink, breadth: Breadth | None) -> bool:
+        streams = breadth.streams if breadth is not None else FEWEST
+        return sink.urgency.awaited or self._under_way[group].index(sink) < streams
 
     def _stands_still(self, waiting: _Waiting) -> bool:
         """Whether what began before has brought nothing for a while."""
@@ -151,8 +155,6 @@ class Queue:
         return now - waiting.at >= LOOK_EVERY
 
     def _arrived(self, group: str, sink: Sink) -> int:
-        return sum(one.position for one in self._before(group, sink))
-
-    def _before(self, group: str, sink: Sink) -> list[Sink]:
+        """Where all that began before `sink` stands."""
         sinks = self._under_way[group]
-        return sinks[: sinks.index(sink)]
+        return sum(one.position for one in sinks[: sinks.index(sink)])
