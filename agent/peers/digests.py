@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agent.content import Extent
@@ -32,17 +33,19 @@ class UnitDigests:
         self._blocks: OrderedDict[tuple[str, int], _Block] = OrderedDict()
         self._lock = threading.Lock()
 
-    def put(self, key: str, unit: int, digest: bytes) -> None:
-        """Know the digest of a unit; another one than before replaces it."""
-        number, at = divmod(unit, BLOCK)
+    def put(self, key: str, unit: int, digests: bytes) -> None:
+        """Know the digests, `DIGEST` bytes each, of units from `unit` on; others replace those before."""
+        done = 0
         with self._lock:
-            block = self._blocks.get((key, number))
-            if block is None:
-                block = self._blocks[key, number] = _Block()
-                if len(self._blocks) > self._most:
-                    self._blocks.popitem(last=False)
-            block.digests[at * DIGEST : (at + 1) * DIGEST] = digest
-            block.known |= 1 << at
+            for number, at, count in _in_blocks(unit, len(digests) // DIGEST):
+                block = self._blocks.get((key, number))
+                if block is None:
+                    block = self._blocks[key, number] = _Block()
+                    if len(self._blocks) > self._most:
+                        self._blocks.popitem(last=False)
+                block.digests[at * DIGEST : (at + count) * DIGEST] = digests[done : done + count * DIGEST]
+                block.known |= _bits(at, count)
+                done += count * DIGEST
 
     def get(self, key: str, unit: int) -> bytes | None:
         """The digest of a unit; None where it is not known.
@@ -57,5 +60,22 @@ class UnitDigests:
 
     def knows(self, key: str, extent: Extent) -> bool:
         """Whether the digests of all units of an extent are known."""
-        units = range(extent.offset // UNIT, -(-extent.end // UNIT))
-        return all(self.get(key, unit) is not None for unit in units)
+        first = extent.offset // UNIT
+        for number, at, count in _in_blocks(first, -(-extent.end // UNIT) - first):
+            block = self._blocks.get((key, number))
+            if block is None or ~block.known & _bits(at, count):
+                return False
+        return True
+
+
+def _in_blocks(unit: int, count: int) -> Iterator[tuple[int, int, int]]:
+    """Units one behind the other by their blocks: a block's number, the first unit in it, and how many."""
+    while count > 0:
+        number, at = divmod(unit, BLOCK)
+        here = min(count, BLOCK - at)
+        yield number, at, here
+        unit, count = unit + here, count - here
+
+
+def _bits(at: int, count: int) -> int:
+    return ((1 << count) - 1) << at

@@ -135,8 +135,8 @@ class CheckedSink:
     """
 
     def __init__(self, sink: Sink, size: int, right: Callable[[int, bytes], None]) -> None:
-        """`size` is the object's; `right` is given the number and the digest of each unit that is right,
-        before it is let through, on the writing thread."""
+        """`size` is the object's; `right` is given the digests of units that are right and the number of the
+        first, before they are let through, on the writing thread."""
         self._sink = sink
         self._size = size
         self._right = right
@@ -160,14 +160,10 @@ class CheckedSink:
         """Take whole units, the next ones, and their digests.
 
         Raises UnitWrong, when what is right has been let through, and what the wrapped sink raises."""
-        right = 0
-        while right < len(data):
-            number, unit = (self._position + right) // UNIT, data[right : right + UNIT]
-            digest = bytes(trailers[right // UNIT * DIGEST :][:DIGEST])
-            if unit_digest(unit) != digest:
-                break
-            self._right(number, digest)
-            right += len(unit)
+        given = bytes(trailers)
+        found = b"".join([unit_digest(data[start : start + UNIT]) for start in range(0, len(data), UNIT)])
+        right = len(data) if found == given else _same(found, given) // DIGEST * UNIT
+        self._right(self._position // UNIT, given[: -(-right // UNIT) * DIGEST])
         self._pass_on(data[:right])
         if right < len(data):
             raise UnitWrong(f"unit {self._position // UNIT} is not what its head had")
@@ -178,3 +174,8 @@ class CheckedSink:
         if begin < end:
             self._sink.write(data[begin:end])
         self._position += len(data)
+
+
+def _same(one: bytes, other: bytes) -> int:
+    """How many bytes two strings have in common from their beginning."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))

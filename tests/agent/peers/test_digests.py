@@ -26,6 +26,17 @@ def test_a_digest_is_known_by_its_object_and_its_unit() -> None:
     assert digests.get(KEY, 0) == digest(7)
 
 
+def test_digests_of_many_units_are_known_at_once_also_over_the_border_of_a_block() -> None:
+    digests = UnitDigests()
+    units = range(BLOCK - 2, 2 * BLOCK + 3)
+    digests.put(KEY, units.start, b"".join(digest(unit) for unit in units))
+    assert [digests.get(KEY, unit) for unit in units] == [digest(unit) for unit in units]
+    assert digests.get(KEY, units.start - 1) is digests.get(KEY, units.stop) is None
+    assert digests.knows(KEY, Extent(units.start * UNIT, len(units) * UNIT))
+    assert not digests.knows(KEY, Extent(units.start * UNIT, len(units) * UNIT + 1))
+    assert not digests.knows(KEY, Extent(units.start * UNIT - 1, UNIT))
+
+
 def test_an_extent_is_known_with_its_last_unit() -> None:
     digests = UnitDigests()
     digests.put(KEY, 0, digest(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -48,6 +49,16 @@ def take(checked: CheckedSink, data: bytes | bytearray, digests: bytes | bytearr
         checked.take(part, memoryview(digests)[first : first + at_once * DIGEST])
 
 
+def noting(right: dict[int, bytes]) -> Callable[[int, bytes], None]:
+    """Have the digest of each unit in a table."""
+
+    def note(unit: int, digests: bytes) -> None:
+        for number in range(len(digests) // DIGEST):
+            right[unit + number] = digests[number * DIGEST : (number + 1) * DIGEST]
+
+    return note
+
+
 @given(st.integers(0, SIZE - 1), st.integers(0, SIZE), st.integers(1, 4))
 def test_all_bytes_come_through_however_many_at_a_time_and_wherever_the_sink_stands(
     start: int, end: int, at_once: int
@@ -56,7 +67,7 @@ def test_all_bytes_come_through_however_many_at_a_time_and_wherever_the_sink_sta
         return
     inner = MemorySink(start, end)
     right: dict[int, bytes] = {}
-    checked = CheckedSink(inner, SIZE, right.__setitem__)
+    checked = CheckedSink(inner, SIZE, noting(right))
     wanted = Extent(checked.position, checked.end - checked.position)
     assert are_units(wanted, SIZE)
     units = range(start // UNIT, -(-end // UNIT))
@@ -75,7 +86,7 @@ def test_a_digest_is_known_before_its_last_byte_can_be_seen() -> None:
             super().write(data)
             assert set(right) == set(range(-(-self.position // UNIT)))
 
-    take(CheckedSink(Looking(0, SIZE), SIZE, right.__setitem__), DATA, ALL, 2)
+    take(CheckedSink(Looking(0, SIZE), SIZE, noting(right)), DATA, ALL, 2)
     right.clear()
     MakingSink(Looking(0, SIZE), SIZE, right.__setitem__, None).write(memoryview(DATA))
     assert right == DIGESTS
@@ -93,7 +104,7 @@ def test_no_byte_of_a_wrong_unit_comes_through_and_the_units_before_it_stay(
         data[UNIT + 12345] ^= 1
     inner = MemorySink(0, SIZE)
     with pytest.raises(UnitWrong):
-        take(CheckedSink(inner, SIZE, right.__setitem__), data, digests, at_once)
+        take(CheckedSink(inner, SIZE, noting(right)), data, digests, at_once)
     assert bytes(inner.data) == DATA[:UNIT]
     assert right == {0: DIGESTS[0]}
 
