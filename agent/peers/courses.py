@@ -31,13 +31,20 @@ class Course:
     without: set[str] = field(default_factory=set)
     asking: asyncio.Task[None] | None = None
     slow: frozenset[str] = frozenset()  # whom the tracker gives no children
-    answered: asyncio.Event = field(default_factory=asyncio.Event)  # with other ones: set at the next answer
+    _next: asyncio.Future[None] | None = None
 
     def learn(self, place: Place | None, routes: tuple[tuple[str, ...], ...], slow: frozenset[str]) -> None:
         """Go by these routes from now on, and let those look who are on their way."""
         self.place, self.routes, self.slow, self.stale = place, routes, slow, False
-        self.answered.set()
-        self.answered = asyncio.Event()
+        if self._next is not None:
+            self._next.set_result(None)
+            self._next = None
+
+    def next_answer(self) -> asyncio.Future[None]:
+        """What is done when other routes have come. All who wait share it, so nobody cancels it."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        return self._next
 
     def left_by(self, own: str, chunk: int, parent: str) -> bool:
         """Whether a stream from a parent is to be left: it is slow, or this agent is and belongs elsewhere.

@@ -115,9 +115,8 @@ class RelayGuide:
     def slow(self, ref: ObjectRef, extent: Extent) -> bool:
         return self._own.name in self._courses.at(ref, extent)[0].slow
 
-    async def rerouted(self, ref: ObjectRef, extent: Extent) -> None:
-        course, _ = self._courses.at(ref, extent)
-        await course.answered.wait()
+    def rerouted(self, ref: ObjectRef, extent: Extent) -> asyncio.Future[None]:
+        return self._courses.at(ref, extent)[0].next_answer()
 
     def receives(self, fastest: float, held_up_by: Sequence[str], short: bool) -> None:
         """So fast this agent has received at its best, and these children do not take theirs: to be told."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -29,8 +30,8 @@ class Guide(Protocol):
     def slow(self, ref: ObjectRef, extent: Extent) -> bool:
         """Whether this agent is the slow one: its few bytes a second come from many, some of them late."""
 
-    async def rerouted(self, ref: ObjectRef, extent: Extent) -> None:
-        """Wait until `left` and `parents` may say something else than now."""
+    def rerouted(self, ref: ObjectRef, extent: Extent) -> asyncio.Future[None]:
+        """What is done when `left` and `parents` may say something else than now; nobody cancels it."""
 
     def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
         """The bytes are here, from a peer or from the origin (None)."""

@@ -204,12 +204,10 @@ class PeerSource:
         checked = CheckedSink(sink, ref.size, functools.partial(self._digests.put, ref.key))
         path = Path(self._paths, peer.name, self.budget(ref).name, checked, sink, urgency)
         receiving = asyncio.ensure_future(self._client.receive(peer, ref, checked))
-        rerouted: asyncio.Future[None] | None = None
         try:
             with self.intake.of(checked):
                 while not receiving.done():
-                    if rerouted is None or rerouted.done():
-                        rerouted = asyncio.ensure_future(self._guide.rerouted(ref, _left(sink)))
+                    rerouted = self._guide.rerouted(ref, _left(sink))
                     await self._wait(receiving, rerouted, min(within, path.look_every))
                     path.look()
                     if not receiving.done():
@@ -218,8 +216,6 @@ class PeerSource:
                         path.judge(within, self._grace(ref, sink))
                 receiving.result()
         finally:
-            if rerouted is not None:
-                rerouted.cancel()
             await _over(receiving)
 
     def _grace(self, ref: ObjectRef, sink: Sink) -> float:
@@ -287,11 +283,8 @@ class PeerSource:
             while may_leave and not fetching.done():
                 if self._guide.left(ref, _left(making), None):
                     return True  # it may be so since this waited for its turn
-                rerouted = asyncio.ensure_future(self._guide.rerouted(ref, _left(making)))
-                try:
-                    await asyncio.wait([fetching, rerouted], return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    rerouted.cancel()
+                rerouted = self._guide.rerouted(ref, _left(making))
+                await asyncio.wait([fetching, rerouted], return_when=asyncio.FIRST_COMPLETED)
             await asyncio.wait([fetching])
             fetching.result()
             return False

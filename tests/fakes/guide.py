@@ -21,7 +21,7 @@ class MemoryGuide:
         self.slow_ones: set[str] = set()
         self.slow_itself = False
         self.relaying = False
-        self._answered = asyncio.Event()
+        self._next: asyncio.Future[None] | None = None
 
     async def parents(self, ref: ObjectRef, extent: Extent) -> Sequence[Peer] | None:
         if self.unknown:
@@ -39,14 +39,17 @@ class MemoryGuide:
     def slow(self, ref: ObjectRef, extent: Extent) -> bool:
         return self.slow_itself
 
-    async def rerouted(self, ref: ObjectRef, extent: Extent) -> None:
-        await self._answered.wait()
+    def rerouted(self, ref: ObjectRef, extent: Extent) -> asyncio.Future[None]:
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+        return self._next
 
     def reroute(self, parents: Sequence[Peer], slow: Sequence[Peer] = ()) -> None:
         """Give other parents to those who are on their way too; they leave those that are slow."""
         self.parents_now, self.slow_ones = parents, {peer.name for peer in slow}
-        self._answered.set()
-        self._answered = asyncio.Event()
+        if self._next is not None:
+            self._next.set_result(None)
+            self._next = None
 
     def brought(self, ref: ObjectRef, extent: Extent, peer: Peer | None) -> None:
         self.told.append((ref.key, extent, peer))

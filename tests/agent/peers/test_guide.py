@@ -331,7 +331,7 @@ async def test_any_answer_of_the_tracker_may_have_a_member_ask_again_and_streams
     member.discovery.set([tracker, slow, other])
     assert list(await member.guide.parents(ref, FIRST) or ()) == [slow]
     assert not member.guide.left(ref, FIRST, slow)
-    rerouted = asyncio.ensure_future(member.guide.rerouted(ref, FIRST))
+    rerouted = member.guide.rerouted(ref, FIRST)
     member.guide.receives(1e6, [], False)
     await asyncio.wait_for(rerouted, 10)
     assert list(await member.guide.parents(ref, FIRST) or ()) == [other]
@@ -356,7 +356,7 @@ async def test_a_tracker_has_a_member_ask_again_that_said_nothing(member: Member
     ref = next(found for found in objects() if _tracker(found, tracker, OWN, one, other) == tracker)
     member.discovery.set([tracker, one, other])
     assert list(await member.guide.parents(ref, FIRST) or ()) == [one]
-    rerouted = asyncio.ensure_future(member.guide.rerouted(ref, FIRST))
+    rerouted = member.guide.rerouted(ref, FIRST)
     await asyncio.sleep(0)
     body = Reply(again=[(ref.key, 0)]).model_dump_json().encode()
     assert await member.guide.called_again(tracker.name, body) == b""
