@@ -3,12 +3,14 @@
 One `Metrics` is made at start-up and passed to the parts: there is no global registry, so tests and several
 agents in one process do not mix. Children that a hot path touches are bound once, as attributes or in
 tables that the part keeps, so that no read pays for a label look-up. Counters take their own lock: any
-thread may count.
+thread may count. What each read of bytes that are there counts is summed up beside them, and told to them
+when somebody looks (`hit`).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,6 +36,14 @@ class Declared:
     help: str
 
 
+@dataclass(frozen=True, slots=True)
+class OriginFetches:
+    """What is counted of the fetches from one origin: requests for bytes, and the bytes that came."""
+
+    requests: Counter
+    bytes: Counter
+
+
 def build_version() -> str:
     """The version of the installed package."""
     return importlib.metadata.version("headrace")
@@ -45,6 +55,8 @@ class Metrics:
     def __init__(self, build: str | None = None) -> None:
         self.registry = CollectorRegistry()
         self.declared: list[Declared] = []
+        self._hits = self._hit_bytes = 0
+        self._hit_lock = threading.Lock()
         self._declare_reads()
         self._declare_origins()
         self._declare_fills()
@@ -63,21 +75,21 @@ class Metrics:
             {"source": ("origin", "store")},
         )
         self.read_bytes_origin = read_bytes.labels("origin")
-        self.read_bytes_store = read_bytes.labels("store")
+        self._read_bytes_store = read_bytes.labels("store")
         reads = self._counter(
             "headrace_reads_total",
             "Reads through the mounts: a `hit` found all its bytes present, a `miss` had to wait for some.",
             {"result": ("hit", "miss")},
         )
-        self.reads_hit = reads.labels("hit")
-        self.reads_miss = reads.labels("miss")
+        self._reads_hit = reads.labels("hit")
+        self._reads_miss = reads.labels("miss")
         self.waiting_reads = self._gauge("headrace_waiting_reads", "Reads that wait for their bytes now.")
 
     def _declare_origins(self) -> None:
-        self.origin_bytes = self._counter(
+        self._origin_bytes = self._counter(
             "headrace_origin_bytes_total", "Bytes received from the origins.", {"origin": ()}
         )
-        self.origin_requests = self._counter(
+        self._origin_requests = self._counter(
             "headrace_origin_requests_total",
             "Requests sent to the origins: for bytes (`object`), or for listings and headers (`metadata`).",
             {"origin": (), "kind": ("object", "metadata")},
@@ -163,6 +175,7 @@ class Metrics:
         self.fuse_requests = self._counter(
             "headrace_fuse_requests_total", "FUSE requests by their opcode's name.", {"opcode": ()}
         )
+        self._fuse_reads = self.fuse_request("read")
 
     def _declare_peers(self) -> None:
         exchanged = self._counter(
@@ -206,17 +219,30 @@ class Metrics:
         )
         self.swarm_torrents = self._gauge("headrace_swarm_torrents", "Torrents that this agent is in now.")
 
+    def hit(self, length: int) -> None:
+        """Count a READ that found all its bytes, so many, in the store."""
+        with self._hit_lock:
+            self._hits += 1
+            self._hit_bytes += length
+
+    def missed(self) -> None:
+        """Count a READ that has to wait for some of its bytes."""
+        self._reads_miss.inc()
+        self._fuse_reads.inc()
+
     def fuse_request(self, opcode: str) -> Counter:
-        """The counter of one opcode, to be kept by the caller."""
+        """The counter of one opcode, to be kept by the caller; READs are counted by `hit` and `missed`."""
         return self.fuse_requests.labels(opcode)
 
-    def origin_object_requests(self, origin: str) -> Counter:
-        """The counter of requests for bytes to one origin, to be kept by the caller."""
-        return self.origin_requests.labels(origin, "object")
+    def origin_fetches(self, origin: str) -> OriginFetches:
+        """The counters of the fetches from one origin, to be kept by the caller."""
+        return OriginFetches(
+            self._origin_requests.labels(origin, "object"), self._origin_bytes.labels(origin)
+        )
 
     def origin_metadata_requests(self, origin: str) -> Counter:
         """The counter of requests for listings and headers to one origin, to be kept by the caller."""
-        return self.origin_requests.labels(origin, "metadata")
+        return self._origin_requests.labels(origin, "metadata")
 
     def count_error(self, error: HeadraceError) -> None:
         """Count an error under its class."""
@@ -224,16 +250,26 @@ class Metrics:
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format (version 0.0.4)."""
+        self._settle()
         return generate_latest(self.registry)
 
     def counters(self) -> dict[str, float]:
         """All samples, each by its name as the text format writes it."""
+        self._settle()
         return {
             _sample_name(sample.name, sample.labels): sample.value
             for metric in self.registry.collect()
             for sample in metric.samples
             if not sample.name.endswith(("_created", "_bucket"))
         }
+
+    def _settle(self) -> None:
+        with self._hit_lock:
+            hits, count = self._hits, self._hit_bytes
+            self._hits = self._hit_bytes = 0
+        self._reads_hit.inc(hits)
+        self._fuse_reads.inc(hits)
+        self._read_bytes_store.inc(count)
 
     def _note(self, name: str, kind: str, labels: Labels, text: str) -> None:
         self.declared.append(Declared(name, kind, labels, text))

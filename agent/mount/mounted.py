@@ -129,13 +129,13 @@ class Mounted:
             opcode == READ and READ_REQUEST.size <= length == request.received
         ):  # all else is looked at with care
             request.unique = unique
-            self._counters[READ].inc()
             self._read(request, nodeid, number, offset, size)
             return
         try:
             header = wire.decode_header(request.buffer, request.received)
             request.unique = header.unique
-            self._counters[header.opcode].inc()
+            if header.opcode != READ:
+                self._counters[header.opcode].inc()
             self._dispatch(request, header)
         except (Refused, WireError) as error:
             if isinstance(error, WireError):
@@ -239,8 +239,7 @@ class Mounted:
             return
         finally:
             cached.end_read(extent)
-        self.metrics.reads_hit.inc()
-        self.metrics.read_bytes_store.inc(extent.length)
+        self.metrics.hit(extent.length)
         self.tally.from_store(extent.length)
         if not cached.complete and handle.tells(offset):
             handle.served = True
@@ -248,7 +247,7 @@ class Mounted:
 
     def _miss(self, request: Request, number: int, handle: Handle, extent: Extent) -> None:
         """(loop)"""
-        self.metrics.reads_miss.inc()
+        self.metrics.missed()
         self.metrics.waiting_reads.inc()
         read = PendingRead(self, request, number, handle.cached, extent)
         self._waiting.add(read)

@@ -21,7 +21,7 @@ from agent.config import OriginConfig
 from agent.content import Dataset, ObjectRef, stands_for_no_bytes
 from agent.errors import AccessDenied, BadRequest
 from agent.identity import OWN, Credentials
-from agent.metrics import Metrics
+from agent.metrics import Metrics, OriginFetches
 from agent.origin.http_query import Queries
 from agent.origin.receiver import Receiver
 from agent.origin.url import canonical, endpoint_of
@@ -50,6 +50,7 @@ class Origins:
         self._settings = dict(settings)
         self._receiver = receiver
         self._metrics = metrics
+        self._fetches: dict[str, OriginFetches] = {}  # by the origin's name
         self._queries = Queries()  # of URLs that an index named
         self._origins: dict[_Key, Origin] = {}
         self._lately: dict[tuple[str, Credentials], Origin] = {}  # of these, by the URIs of objects
@@ -93,10 +94,10 @@ class Origins:
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
         """Bring the sink's bytes from the origin that has this object. Raises OriginError."""
-        name, before = self.budget(ref).name, sink.position
+        fetches, before = self._fetches_from(self.budget(ref).name), sink.position
         try:
             for uri, credentials in self._candidates(ref):
-                self._metrics.origin_object_requests(name).inc()
+                fetches.requests.inc()
                 try:
                     async with self._using(uri, credentials) as origin:
                         await origin.fetch(ref, sink)
@@ -105,7 +106,7 @@ class Origins:
                     denied = error
             raise denied
         finally:
-            self._metrics.origin_bytes.labels(name).inc(sink.position - before)
+            fetches.bytes.inc(sink.position - before)
 
     async def checksum(self, ref: ObjectRef) -> Checksum | None:
         """What the origin that has this object states of all its bytes. Raises OriginError."""
@@ -125,6 +126,12 @@ class Origins:
         self._lately.clear()
         for origin in origins:
             await origin.close()
+
+    def _fetches_from(self, name: str) -> OriginFetches:
+        found = self._fetches.get(name)
+        if found is None:
+            found = self._fetches[name] = self._metrics.origin_fetches(name)
+        return found
 
     def _candidates(self, ref: ObjectRef) -> list[tuple[str, Credentials]]:
         """Which credentials to try, the agent's own among them, and for which URI each was granted."""

@@ -44,16 +44,17 @@ def test_what_is_declared_is_what_is_registered_and_rendered() -> None:
 def test_what_is_counted_is_rendered_for_prometheus() -> None:
     metrics = Metrics("1.2.3")
     metrics.read_bytes_origin.inc(4096)
-    metrics.reads_miss.inc()
-    metrics.fuse_request("read").inc(2)
-    metrics.origin_object_requests("s3://").inc()
+    metrics.missed()
+    metrics.hit(512)
+    metrics.origin_fetches("s3://").requests.inc()
     metrics.origin_metadata_requests("s3://").inc(3)
     metrics.store_bytes.labels("/var/lib/headrace").set(1 << 30)
     metrics.fill_seconds.observe(0.2)
     counters = metrics.counters()
     assert counters['headrace_read_bytes_total{source="origin"}'] == 4096
-    assert counters['headrace_read_bytes_total{source="store"}'] == 0
+    assert counters['headrace_read_bytes_total{source="store"}'] == 512
     assert counters['headrace_reads_total{result="miss"}'] == 1
+    assert counters['headrace_reads_total{result="hit"}'] == 1
     assert counters['headrace_fuse_requests_total{opcode="read"}'] == 2
     assert counters['headrace_origin_requests_total{kind="metadata",origin="s3://"}'] == 3
     assert counters['headrace_store_bytes{directory="/var/lib/headrace"}'] == 1 << 30
@@ -87,7 +88,7 @@ def test_counting_in_threads_loses_nothing() -> None:
 
     def count() -> None:
         for _ in range(5000):
-            metrics.read_bytes_store.inc(2)
+            metrics.hit(2)
 
     threads = [threading.Thread(target=count) for _ in range(4)]
     for thread in threads:

@@ -24,11 +24,11 @@ async def monitored(metrics: Metrics, unready: list[str]) -> AsyncIterator[aioht
 
 async def test_metrics_are_served_in_the_text_format_of_prometheus() -> None:
     metrics = Metrics("1")
-    metrics.reads_hit.inc(7)
+    metrics.hit(4096)
     async with monitored(metrics, []) as session, session.get("/metrics") as answer:
         text = await answer.text()
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    assert 'headrace_reads_total{result="hit"} 7.0' in text.splitlines()
+    assert 'headrace_reads_total{result="hit"} 1.0' in text.splitlines()
 
 
 async def test_the_agent_is_healthy_while_its_loop_answers_and_ready_when_nothing_is_amiss() -> None:

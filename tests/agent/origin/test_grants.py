@@ -50,7 +50,7 @@ async def ref_of(origins: Origins, seaweed: SeaweedS3, right: Credentials) -> Ob
 
 
 def requests(origins: Origins) -> float:
-    return float(origins._metrics.origin_object_requests("s3://")._value.get())
+    return float(origins._metrics.origin_fetches("s3://").requests._value.get())
 
 
 async def test_a_listing_needs_the_right_of_who_asks(
