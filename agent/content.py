@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 
@@ -44,14 +44,12 @@ class Extent:
 
     offset: int
     length: int
+    end: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.offset < 0 or self.length < 0:
             raise ValueError(f"bad extent {self.offset}+{self.length}")
-
-    @property
-    def end(self) -> int:
-        return self.offset + self.length
+        object.__setattr__(self, "end", self.offset + self.length)  # asked for several times in each read
 
 
 def chunk_count(size: int, chunk_size: int) -> int:
@@ -127,8 +125,8 @@ def listing_revision(listing: Iterable[tuple[str, int, str]]) -> str:
     """Hash of a listing of (path, size, version), whatever its order; fields cannot run into each other."""
     digest = hashlib.blake2b(digest_size=16)
     for row in sorted(listing):
-        for field in row:
-            raw = str(field).encode("utf-8", "surrogateescape")
+        for part in row:
+            raw = str(part).encode("utf-8", "surrogateescape")
             digest.update(len(raw).to_bytes(8, "little") + raw)
     return digest.hexdigest()
 

@@ -25,14 +25,11 @@ class Uses:
     """The numbers of uses, which only grow; any thread takes the next one."""
 
     def __init__(self) -> None:
-        self._numbers = itertools.count(1)
+        self.next: Callable[[], int] = itertools.count(1).__next__
 
     def go_on(self, last: int) -> None:
         """Begin behind the numbers that were given in earlier lives."""
-        self._numbers = itertools.count(max(last + 1, next(self._numbers)))
-
-    def __next__(self) -> int:
-        return next(self._numbers)
+        self.next = itertools.count(max(last + 1, self.next())).__next__
 
 
 class CachedObject:
@@ -100,13 +97,13 @@ class CachedObject:
 
     def use(self, chunks: Iterable[int] = ()) -> None:
         """Take note of an open or a release, or of a read of these chunks (any thread)."""
-        self.last_use = number = next(self._uses)
+        self.last_use = number = self._uses.next()
         for chunk in chunks:
             self.chunk_uses[chunk] = number
 
     def arrived(self, chunk: int) -> None:
         """Take note that a chunk was published: that counts for the chunk, and not for the object."""
-        self.chunk_uses[chunk] = next(self._uses)
+        self.chunk_uses[chunk] = self._uses.next()
 
     def begin_read(self, extent: Extent) -> bool:
         """Whether every byte of the extent may be read now; True counts a reader until `end_read`."""

@@ -27,13 +27,15 @@ class Channel:
         self.fd = fd
         self.number = number
         self._table = table
+        self.free = table.release
 
     def receive(self) -> Request | None:
         """The next request, None where there is none now. Raises OSError(ENODEV) once the mount is gone."""
         slot = self._table.acquire(self.number)
+        view = self._table.view(slot)
         while True:
             try:
-                return Request(self, slot, os.readv(self.fd, [self._table.view(slot)]))
+                return Request(self, slot, view, os.readv(self.fd, [view]))
             except OSError as error:
                 # ENOENT: a request was aborted before it could be copied; others may wait behind it.
                 if error.errno in (errno.ENOENT, errno.EINTR):
@@ -45,7 +47,7 @@ class Channel:
 
     def recover(self, slot: int) -> Request:
         """The request that a predecessor left in a slot."""
-        return Request(self, slot, None)
+        return Request(self, slot, self._table.view(slot), None)
 
     def send(self, *parts: wire.Buffer) -> bool:
         """Write one reply; False where its request is gone, or the kernel does not take it (logged)."""
@@ -65,12 +67,6 @@ class Channel:
             return error.errno in _GONE
         return True
 
-    def free(self, slot: int) -> None:
-        self._table.release(slot)
-
-    def view(self, slot: int) -> memoryview:
-        return self._table.view(slot)
-
     def retire(self) -> int:
         """Use the descriptor no more. Given back is its number, to be closed when no thread can be in a call
         with it any more: it may be another file's at once, whose bytes were read or written then."""
@@ -83,10 +79,11 @@ class Request:
 
     __slots__ = ("_slot", "buffer", "channel", "received", "unique")
 
-    def __init__(self, channel: Channel, slot: int, received: int | None) -> None:
-        """`received` is its length as read, None where only the slot's own word is known."""
+    def __init__(self, channel: Channel, slot: int, buffer: memoryview, received: int | None) -> None:
+        """`buffer` is the slot's memory, `received` the length as read, None where only the slot's own word
+        is known."""
         self.channel = channel
-        self.buffer = channel.view(slot)
+        self.buffer = buffer
         self.received = received
         self.unique = 0
         self._slot = slot

@@ -58,10 +58,15 @@ class Handle:
     served: bool = False
 
     def tells(self, offset: int) -> bool:
-        """Whether a read at `offset` is one that the stream has to be told of, by whoever asks."""
+        """Whether a read at `offset` is one that the stream has to be told of, by whoever asks.
+
+        Not of the chunk that it was told of last, nor of the one before: the reads of one stream come in by
+        several threads, the last ones of a chunk often behind the first ones of the next."""
         chunk = offset // self.cached.chunk_size
-        told, self.chunk = self.chunk, chunk
-        return chunk != told or self.stream.closed
+        if self.chunk - 1 <= chunk <= self.chunk and not self.stream.closed:
+            return False
+        self.chunk = chunk
+        return True
 
 
 @dataclass(frozen=True, slots=True)

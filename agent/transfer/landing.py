@@ -91,7 +91,7 @@ class Landing:
     @property
     def unwritten(self) -> int:
         """Bytes that take disk space yet."""
-        return 0 if self._allocated else self.end - self._position
+        return 0 if self._allocated else self._end - self._position
 
     def write(self, data: memoryview) -> None:
         """Take the next bytes. Raises StoreFull or StoreFailed as the disk does; ValueError past the end."""
