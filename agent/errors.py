@@ -31,12 +31,14 @@ class OriginError(HeadraceError):
 class OriginUnavailable(OriginError):
     """The origin did not answer, or answered that it cannot now: worth another try.
 
-    `retry_after` is what the origin asked for, in seconds, or None.
+    `retry_after` is what the origin asked for, in seconds, or None; `took` the seconds that it was asked,
+    without those for which the request had to wait for its turn.
     """
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.took = 0.0
 
 
 class OriginMisbehaved(OriginUnavailable):

@@ -91,18 +91,27 @@ class PacedOrigins:
         return await self._origins.checksum(ref)
 
     async def fetch(self, ref: ObjectRef, sink: Sink) -> None:
-        """As the seam says; waits first for as long as it must."""
-        name = self.budget(ref).name
-        await self._wait(name)
-        if (rate := self._rates.get(name)) is not None:
-            rate.set(self._whole[name] / max(1, self.members()))
+        """As the seam says; waits first for as long as it must, and no deadline counts that."""
+        budget = self.budget(ref)
+        await self._wait(budget.name)
+        if (rate := self._rates.get(budget.name)) is not None:
+            rate.set(self._whole[budget.name] / max(1, self.members()))
             await self._take(rate, sink)
+        asked = self._clock.monotonic()
         try:
-            await self._origins.fetch(ref, sink)
+            await self._ask(ref, sink, budget.deadline)
         except OriginUnavailable as error:
-            if error.retry_after and self.hold_offs.heard(name, error.retry_after):
-                self.tell(name, error.retry_after)
+            error.took = self._clock.monotonic() - asked
+            if error.retry_after and self.hold_offs.heard(budget.name, error.retry_after):
+                self.tell(budget.name, error.retry_after)
             raise
+
+    async def _ask(self, ref: ObjectRef, sink: Sink, deadline: float) -> None:
+        try:
+            async with self._clock.timeout(deadline):
+                await self._origins.fetch(ref, sink)
+        except TimeoutError:
+            raise OriginUnavailable(f"{ref.uri}: no answer within {deadline:g} s") from None
 
     async def _take(self, rate: Rate, sink: Sink) -> None:
         """Wait for the rate: what a reader waits for goes first, also where he comes meanwhile."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from agent.content import Extent, ObjectRef
-from agent.source import Budget, Sink, Urgency
+from agent.source import Budget, Checksum, Sink, Urgency
 
 
 class Gate:
@@ -56,6 +56,9 @@ class MemorySource:
             raise
         finally:
             self.running -= 1
+
+    async def checksum(self, ref: ObjectRef) -> Checksum | None:
+        return None
 
     async def _play(self, ref: ObjectRef, sink: Sink) -> None:
         if self.outage is not None:

@@ -31,13 +31,6 @@ PATIENCE = 30.0
 SECRET = "the-secret-of-the-tests-cluster-0123456789"
 
 
-class StatingSource(MemorySource):
-    """An origin in memory that states nothing of its objects."""
-
-    async def checksum(self, ref: ObjectRef) -> None:
-        return None
-
-
 @dataclass(eq=False)
 class Member:
     """One agent."""
@@ -45,7 +38,7 @@ class Member:
     address: str
     store: Store
     filler: Filler
-    origin: StatingSource
+    origin: MemorySource
     metrics: Metrics
     cluster: Cluster
 
@@ -135,7 +128,7 @@ async def member(
     async with AsyncExitStack() as stack:
         store = await Store.open([path], chunk_size, StoreLimits(None, 0), clock, metrics)
         stack.push_async_callback(store.close)
-        origin = StatingSource(data, budget)
+        origin = MemorySource(data, budget)
         cluster = Cluster(config, zone, store, origin, clock, metrics, chunk_size)
         stack.push_async_callback(cluster.close)
         filler = Filler(store, cluster.source, clock, metrics, PATIENCE, random.Random(1))

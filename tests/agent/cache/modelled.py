@@ -29,6 +29,7 @@ from agent.cache.store import Store
 from agent.content import Extent, ObjectRef, chunk_extent
 from agent.errors import HeadraceError, StoreError
 from agent.metrics import Metrics
+from agent.origin.pacing import PacedOrigins
 from agent.source import Budget, Sink
 from tests.fakes.clock import ManualClock
 from tests.fakes.source import MemorySource
@@ -138,7 +139,8 @@ class Site:
         self.metrics = Metrics("test")
         self.source = FaultySource()
         passing = PassingChunks(6 * CHUNK)
-        self.filler = Filler(store, self.source, clock, self.metrics, PATIENCE, random.Random(1), passing)
+        paced = PacedOrigins(self.source, {}, clock, random.Random(2))
+        self.filler = Filler(store, paced, clock, self.metrics, PATIENCE, random.Random(1), passing)
         self.pins = Pins(store, clock, self.metrics)
         self.claims = Claimed(self.pins, self.filler)
         self.evictor = Evictor(store, self.claims, clock, self.metrics)

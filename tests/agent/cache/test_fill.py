@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from agent.cache.fill import Filler
 from agent.cache.objects import CachedObject
 from agent.cache.setbacks import FIRST_BACKOFF, LAST_BACKOFF, SETBACK_SECONDS, backoff
+from agent.config import OriginConfig
 from agent.content import Extent, ObjectRef
 from agent.errors import (
     AccessDenied,
@@ -28,6 +29,7 @@ from agent.errors import (
     VersionChanged,
 )
 from agent.metrics import Metrics
+from agent.origin.pacing import PacedOrigins
 from agent.source import Budget, Urgency
 from tests.agent.cache.conftest import CHUNK, TappedStore, open_store
 from tests.fakes.clock import ManualClock
@@ -81,13 +83,17 @@ class Read:
 class Node:
     """A filler on a real store with one open object."""
 
-    def __init__(self, store: TappedStore, source: MemorySource, cached: CachedObject) -> None:
+    def __init__(self, store: TappedStore, source: MemorySource, cached: CachedObject, rate: int = 0) -> None:
+        """`rate` is what the origin may give, bytes a second; 0 for all it can."""
         self.store = store
         self.source = source
         self.cached = cached
         self.clock = ManualClock()
         self.metrics = Metrics("test")
-        self.filler = Filler(store, source, self.clock, self.metrics, PATIENCE, random.Random(1))
+        settings = {"memory": OriginConfig(cluster_rate=rate << 20)} if rate else {}
+        paced = PacedOrigins(source, settings, self.clock, random.Random(2))
+        paced.members = lambda: 1 << 20
+        self.filler = Filler(store, paced, self.clock, self.metrics, PATIENCE, random.Random(1))
 
     def read(self, offset: int, length: int) -> Read:
         read = Read(self, offset, length)
@@ -215,6 +221,25 @@ async def test_one_request_may_take_no_longer_than_its_deadline(tmp_path: Path) 
     node.clock.advance(await node.clock.next_sleep())
     assert await within(read.result) == read.expected
     assert [extent.offset for extent in node.source.fetches] == [0, 1000]
+    await end(node)
+
+
+async def test_a_wait_for_the_clusters_rate_is_no_part_of_a_request(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, 1 << 30)
+    source = MemorySource({REF.uri: DATA}, Budget("memory", 4, 1 << 30, deadline=30.0))
+    node = Node(store, source, await store.acquire(REF), rate=CHUNK // 20)
+    source.script()
+    source.script(OriginUnavailable("reset"))  # it has a second attempt although it waited for a minute
+    node.filler.prefetch(node.cached, range(3), object())
+    ended = asyncio.ensure_future(node.flights_end(3))
+    while not ended.done():
+        slept = asyncio.ensure_future(node.clock.next_sleep())
+        await asyncio.wait([ended, slept], return_when=asyncio.FIRST_COMPLETED)
+        if slept.done():
+            node.clock.advance(slept.result())
+        slept.cancel()
+    assert node.fills() == (3, 0, 0)
+    assert node.metrics.counters()['headrace_errors_total{class="OriginUnavailable"}'] == 1
     await end(node)
 
 

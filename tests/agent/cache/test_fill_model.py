@@ -17,6 +17,7 @@ from agent.cache.objects import CachedObject
 from agent.content import Extent, ObjectRef
 from agent.errors import AccessDenied, HeadraceError, OriginUnavailable, StoreFull
 from agent.metrics import Metrics
+from agent.origin.pacing import PacedOrigins
 from agent.source import Budget
 from tests.agent.cache.conftest import TappedStore, open_store
 from tests.fakes.clock import ManualClock
@@ -85,7 +86,8 @@ class Run:
         self.clock = ManualClock()
         self.source = MemorySource({REF.uri: DATA}, Budget("memory", 2, 3 * CHUNK, deadline=20.0))
         self.metrics = Metrics("test")
-        self.filler = Filler(store, self.source, self.clock, self.metrics, PATIENCE, random.Random(1))
+        paced = PacedOrigins(self.source, {}, self.clock, random.Random(2))
+        self.filler = Filler(store, paced, self.clock, self.metrics, PATIENCE, random.Random(1))
         self.reads: list[Read] = []
         self.gates: list[Gate] = []
 

@@ -20,13 +20,8 @@ MIB = 1 << 20
 REF = ObjectRef("s3://models/weights", "v", MIB)
 
 
-class StatingSource(MemorySource):
-    async def checksum(self, ref: ObjectRef) -> None:
-        return None
-
-
-def paced(clock: ManualClock, **settings: OriginConfig) -> tuple[PacedOrigins, StatingSource]:
-    origin = StatingSource({REF.uri: bytes(MIB)})
+def paced(clock: ManualClock, **settings: OriginConfig) -> tuple[PacedOrigins, MemorySource]:
+    origin = MemorySource({REF.uri: bytes(MIB)})
     return PacedOrigins(origin, settings, clock, random.Random(1)), origin
 
 

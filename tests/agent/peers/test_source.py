@@ -44,15 +44,12 @@ DATA = random_bytes(SIZE)
 FIRST = Extent(0, CHUNK)
 
 
-class StatingSource(MemorySource):
-    """An origin in memory that states nothing of its objects."""
+class LateSource(MemorySource):
+    """An origin in memory that may prove its bytes late."""
 
     def late(self) -> None:
         """From now on its bytes are proven behind the last one."""
         self._budget = replace(self._budget, proven_late=True)
-
-    async def checksum(self, ref: ObjectRef) -> None:
-        return None
 
 
 @dataclass
@@ -60,7 +57,7 @@ class Asking:
     """One agent that asks: its source, and what is behind it."""
 
     source: PeerSource
-    origin: StatingSource
+    origin: LateSource
     guide: MemoryGuide
     client: ExchangeClient
     liveness: Liveness
@@ -89,7 +86,7 @@ async def asking(tmp_path: Path) -> AsyncIterator[Asking]:
         stack.push_async_callback(engine.close)
         client = ExchangeClient(Tokens(Secrets(secret_file(tmp_path), clock), clock, "asking"), engine)
         stack.push_async_callback(client.close)
-        origin, guide, liveness = StatingSource({REF.uri: DATA}), MemoryGuide(), Liveness(clock)
+        origin, guide, liveness = LateSource({REF.uri: DATA}), MemoryGuide(), Liveness(clock)
         metrics = Metrics()
         digests = UnitDigests()
         source = PeerSource(origin, guide, client, liveness, digests, clock, metrics)
@@ -453,7 +450,7 @@ async def test_bytes_that_a_peer_still_receives_arrive_by_way_of_it(asking: Aski
     cached = await served.store.acquire(REF)
     landing = cached.landings[0] = Landing(cached.fd, cached.extent(0))
     asking.guide.parents_now = [peer(served.port)]
-    first_origin, gate = StatingSource({REF.uri: DATA}), Gate()
+    first_origin, gate = LateSource({REF.uri: DATA}), Gate()
     first_origin.script(UNIT + 10, gate)
     head_source = PeerSource(
         first_origin,
