@@ -45,7 +45,8 @@ class Courier:
         self._clock = clock
         self._digest = digest
         self._pay = pay
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken for each unit: a condition's own way to it costs four calls
+        self._changed = threading.Condition(self._lock)
         self._streams: list[Stream] = []
         self._current: Stream | None = None
         self._beside: Stream | None = None
@@ -58,7 +59,7 @@ class Courier:
 
     def add(self, stream: Stream) -> bool:
         """Take a stream; True where `run` has to be called in a thread now."""
-        with self._changed:
+        with self._lock:
             stream.since = self._clock.monotonic()
             insort(self._streams, stream)
             self._wake()
@@ -67,7 +68,7 @@ class Courier:
 
     def give_up(self, stream: Stream) -> None:
         """End a stream, soon: its `ended` is called."""
-        with self._changed:
+        with self._lock:
             stream.given_up = True
             self._wake()
             if stream is not self._current and stream is not self._beside:
@@ -78,7 +79,7 @@ class Courier:
 
     def abandon(self, error: OSError) -> None:
         """End all streams with an error: there is no thread that could `run`."""
-        with self._changed:
+        with self._lock:
             self._running = False
             streams = list(self._streams)
         for stream in streams:
@@ -105,7 +106,7 @@ class Courier:
             if now - self._looked >= LOOK_EVERY:
                 self._looked = now
                 self._look(now)
-            with self._changed:
+            with self._lock:
                 if not self._lent:
                     self._current = chosen(self._streams, now)
                     if self._current is not None:
@@ -120,7 +121,7 @@ class Courier:
 
     def _look(self, now: float) -> None:
         """See to the streams whose landing has ended, or been silent for too long, or that were blocked."""
-        with self._changed:
+        with self._lock:
             waiting = [stream for stream in self._streams if not stream.ready or stream.blocked]
         for stream in waiting:
             if stream.blocked:
@@ -194,7 +195,7 @@ class Courier:
         poll, woken = select.poll(), os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         poll.register(woken, select.POLLIN)
         try:
-            with self._changed:
+            with self._lock:
                 if self._news != news:
                     return True
                 for stream in streams:
@@ -203,7 +204,7 @@ class Courier:
                 self._woken = woken
             return bool(poll.poll(LOOK_EVERY * 1000))
         finally:
-            with self._changed:
+            with self._lock:
                 self._woken = None
             os.close(woken)
 
@@ -222,14 +223,14 @@ class Courier:
         if self._pay is not None:
             return []
         busy = receiver_is_busy(stream.connection)
-        with self._changed:
+        with self._lock:
             others = beside(self._streams, stream, busy)
         full = [other for other in others if self._slice_beside(other)]
         return [] if busy else full  # then each look costs more than it brings
 
     def _slice_beside(self, other: Stream) -> bool:
         """Whether its socket takes no more."""
-        with self._changed:
+        with self._lock:
             if other not in self._streams:  # given up meanwhile
                 return False
             self._beside = other
@@ -238,7 +239,7 @@ class Courier:
             over = self._fill(other)
         except Exception as failure:  # noqa: BLE001 - it is that stream's
             over, error = True, failure
-        with self._changed:
+        with self._lock:
             self._beside = None
         if over or other.given_up:
             self._end(other, error)
@@ -280,14 +281,14 @@ class Courier:
         stream.digest = stream.digest[stream.connection.send(stream.digest, more) :]
 
     def _others_could(self, stream: Stream) -> bool:
-        with self._changed:
+        with self._lock:
             return any(other.ready for other in self._streams if other is not stream)
 
     def _wait_to_pay(self, pay: Pay, count: int, stream: Stream) -> None:
         """Pay, before the other peers' streams where something urgent waits or comes meanwhile."""
         urgent = stream.urgent
         owed = self._wakes(pay(count, urgent))
-        with self._changed:
+        with self._lock:
             while not owed.done() and not stream.given_up:
                 if not urgent and any(one.urgent and one.ready for one in self._streams) and owed.cancel():
                     urgent, owed = True, self._wakes(pay(count, True))
@@ -296,7 +297,7 @@ class Courier:
 
     def _wakes(self, owed: Future[None]) -> Future[None]:
         def wake(_: Future[None]) -> None:
-            with self._changed:
+            with self._lock:
                 self._changed.notify()
 
         owed.add_done_callback(wake)
@@ -320,7 +321,7 @@ class Courier:
 
     def _arrived(self, stream: Stream, data: memoryview, offset: int) -> None:
         """Bytes have come: the receiving thread sends them where the courier's own would only be woken."""
-        with self._changed:
+        with self._lock:
             stream.since = self._clock.monotonic()
             stream.ready = True
             lent = bool(data) and self._waiting and not self._lent and self._pay is None
@@ -329,9 +330,9 @@ class Courier:
                 return
             self._lent, self._current = True, stream
         self._turn(stream, self._pass_on, data, offset)
-        with self._changed:
+        with self._lock:
             self._lent, self._current = False, None
-            if not self._streams or any(one.ready for one in self._streams):
+            if not self._streams or [one for one in self._streams if one.ready]:
                 self._wake()
 
     def _pass_on(self, stream: Stream, data: memoryview, offset: int) -> bool:
@@ -362,7 +363,7 @@ class Courier:
             stream.landing.leave(stream.arrival)
 
     def _end(self, stream: Stream, error: BaseException | None) -> None:
-        with self._changed:
+        with self._lock:
             if stream not in self._streams:
                 return
             self._streams.remove(stream)

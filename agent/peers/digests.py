@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agent.content import Extent
@@ -35,17 +34,20 @@ class UnitDigests:
 
     def put(self, key: str, unit: int, digests: bytes) -> None:
         """Know the digests, `DIGEST` bytes each, of units from `unit` on; others replace those before."""
-        done = 0
+        done, end = 0, len(digests) // DIGEST
         with self._lock:
-            for number, at, count in _in_blocks(unit, len(digests) // DIGEST):
+            while done < end:
+                number, at = divmod(unit + done, BLOCK)
+                count = min(end - done, BLOCK - at)
                 block = self._blocks.get((key, number))
                 if block is None:
                     block = self._blocks[key, number] = _Block()
                     if len(self._blocks) > self._most:
                         self._blocks.popitem(last=False)
-                block.digests[at * DIGEST : (at + count) * DIGEST] = digests[done : done + count * DIGEST]
-                block.known |= _bits(at, count)
-                done += count * DIGEST
+                part = digests[done * DIGEST : (done + count) * DIGEST]
+                block.digests[at * DIGEST : (at + count) * DIGEST] = part
+                block.known |= ((1 << count) - 1) << at
+                done += count
 
     def get(self, key: str, unit: int) -> bytes | None:
         """The digest of a unit; None where it is not known.
@@ -60,22 +62,12 @@ class UnitDigests:
 
     def knows(self, key: str, extent: Extent) -> bool:
         """Whether the digests of all units of an extent are known."""
-        first = extent.offset // UNIT
-        for number, at, count in _in_blocks(first, -(-extent.end // UNIT) - first):
+        unit, end = extent.offset // UNIT, -(-extent.end // UNIT)
+        while unit < end:
+            number, at = divmod(unit, BLOCK)
+            count = min(end - unit, BLOCK - at)
             block = self._blocks.get((key, number))
-            if block is None or ~block.known & _bits(at, count):
+            if block is None or ~(block.known >> at) & ((1 << count) - 1):
                 return False
+            unit += count
         return True
-
-
-def _in_blocks(unit: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """Units one behind the other by their blocks: a block's number, the first unit in it, and how many."""
-    while count > 0:
-        number, at = divmod(unit, BLOCK)
-        here = min(count, BLOCK - at)
-        yield number, at, here
-        unit, count = unit + here, count - here
-
-
-def _bits(at: int, count: int) -> int:
-    return ((1 << count) - 1) << at
