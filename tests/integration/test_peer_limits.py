@@ -75,13 +75,16 @@ def test_agents_exchange_no_more_than_their_limits(
 
 
 def test_agents_together_read_no_more_from_an_origin_than_its_cluster_rate(start: Start) -> None:
-    with start(limited(cluster_rate="4MiB")) as agents, ThreadPoolExecutor(2) as pool:
+    settings = limited(cluster_rate="4MiB", deadline="2s")  # what is filled ahead waits for longer than that
+    with start(settings) as agents, ThreadPoolExecutor(2) as pool:
         buckets = ["limits-first", "limits-second"]
         expected = [put(agents, bucket) for bucket in buckets]
         reading = [pool.submit(seconds_to_read, agents, n, buckets[n], expected[n]) for n in (0, 1)]
         seconds = max(one.result() for one in reading)
         assert sum(agents.origin_bytes()) == 2 * SIZE
         assert LIMIT * (seconds + SAVED) + 2 * CHUNK >= 2 * SIZE
+        errors = {name for stack in agents.stacks for name in stack.metrics() if "errors_total" in name}
+        assert not errors, "to wait for the rate is no failure"
 
 
 def test_what_an_origin_asks_of_one_agent_with_retry_after_all_heed(start: Start, seaweed: SeaweedS3) -> None:
