@@ -21,7 +21,10 @@ from agent.source import Sink
 
 FEWEST = 3  # one that ends, one that is in full flow, one that begins
 MOST = WINDOW  # no more are wanted at a time
-ROUND = 8  # fetches for each of those side by side: so many are measured together
+# Fetches for each of those side by side that are measured together. To try one more costs a chain a tenth of
+# a second where the link is the limit: a part of that goes to what no child asks for yet. With half as many
+# the end of a file of 32 chunks fell into it.
+ROUND = 16
 ROUNDS = 16  # after which another number is tried again
 WORTH = 0.5  # of what one more would bring if all were limited by the origin, and none by this agent's link
 LOOK_EVERY = 0.25  # seconds without a byte of what began before, and between two looks for that
