@@ -332,6 +332,7 @@ class Courier:
         self._turn(stream, self._pass_on, data, offset)
         with self._lock:
             self._lent, self._current = False, None
+            # For each unit: `any` over a generator costs a call for each stream, and a list one in all.
             if not self._streams or [one for one in self._streams if one.ready]:
                 self._wake()
 

@@ -31,7 +31,7 @@ class Course:
     without: set[str] = field(default_factory=set)
     asking: asyncio.Task[None] | None = None
     slow: frozenset[str] = frozenset()  # whom the tracker gives no children
-    _next: asyncio.Future[None] | None = None
+    _next: asyncio.Future[None] | None = field(default=None, init=False)
 
     def learn(self, place: Place | None, routes: tuple[tuple[str, ...], ...], slow: frozenset[str]) -> None:
         """Go by these routes from now on, and let those look who are on their way."""

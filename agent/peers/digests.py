@@ -37,8 +37,7 @@ class UnitDigests:
         done, end = 0, len(digests) // DIGEST
         with self._lock:
             while done < end:
-                number, at = divmod(unit + done, BLOCK)
-                count = min(end - done, BLOCK - at)
+                number, at, count = _in_block(unit + done, end - done)
                 block = self._blocks.get((key, number))
                 if block is None:
                     block = self._blocks[key, number] = _Block()
@@ -46,7 +45,7 @@ class UnitDigests:
                         self._blocks.popitem(last=False)
                 part = digests[done * DIGEST : (done + count) * DIGEST]
                 block.digests[at * DIGEST : (at + count) * DIGEST] = part
-                block.known |= ((1 << count) - 1) << at
+                block.known |= _bits(at, count)
                 done += count
 
     def get(self, key: str, unit: int) -> bytes | None:
@@ -64,10 +63,19 @@ class UnitDigests:
         """Whether the digests of all units of an extent are known."""
         unit, end = extent.offset // UNIT, -(-extent.end // UNIT)
         while unit < end:
-            number, at = divmod(unit, BLOCK)
-            count = min(end - unit, BLOCK - at)
+            number, at, count = _in_block(unit, end - unit)
             block = self._blocks.get((key, number))
-            if block is None or ~(block.known >> at) & ((1 << count) - 1):
+            if block is None or ~block.known & _bits(at, count):
                 return False
             unit += count
         return True
+
+
+def _in_block(unit: int, count: int) -> tuple[int, int, int]:
+    """The block of a unit, its place there, and how many of `count` units from it on lie in that block."""
+    number, at = divmod(unit, BLOCK)
+    return number, at, min(count, BLOCK - at)
+
+
+def _bits(at: int, count: int) -> int:
+    return ((1 << count) - 1) << at

@@ -162,10 +162,10 @@ class CheckedSink:
         Raises UnitWrong, when what is right has been let through, and what the wrapped sink raises."""
         given = bytes(trailers)
         found = b"".join([unit_digest(data[start : start + UNIT]) for start in range(0, len(data), UNIT)])
-        right = len(data) if found == given else _same(found, given) // DIGEST * UNIT
-        self._right(self._position // UNIT, given[: -(-right // UNIT) * DIGEST])
-        self._pass_on(data[:right])
-        if right < len(data):
+        right = len(found) if found == given else _first_wrong(found, given)
+        self._right(self._position // UNIT, given[:right])
+        self._pass_on(data[: right // DIGEST * UNIT])
+        if right < len(found):
             raise UnitWrong(f"unit {self._position // UNIT} is not what its head had")
 
     def _pass_on(self, data: memoryview) -> None:
@@ -176,6 +176,7 @@ class CheckedSink:
         self._position += len(data)
 
 
-def _same(one: bytes, other: bytes) -> int:
-    """How many bytes two strings have in common from their beginning."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+def _first_wrong(found: bytes, given: bytes) -> int:
+    """Where the first digest begins that is not as it was given."""
+    starts = range(0, len(found), DIGEST)
+    return next((at for at in starts if found[at : at + DIGEST] != given[at : at + DIGEST]), len(found))

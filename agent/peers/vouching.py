@@ -78,8 +78,8 @@ class Vouching:
             except StoreError as error:
                 log.warning("%s: no peer gets chunk %d: %s", cached.ref.uri, chunk, error)
                 return False
-            for unit, digest in enumerate(made or (), whole.offset // UNIT):
-                self._digests.put(cached.ref.key, unit, digest)
+            if made is not None:
+                self._digests.put(cached.ref.key, whole.offset // UNIT, made)
         return True
 
     def digest(self, cached: CachedObject, unit: int) -> bytes:
@@ -93,14 +93,14 @@ class Vouching:
         return known
 
 
-def _made(cached: CachedObject, whole: Extent) -> tuple[bytes, list[bytes]]:
-    """xxh3-128 of a chunk, and the digests of its units (a thread). Raises OSError."""
+def _made(cached: CachedObject, whole: Extent) -> tuple[bytes, bytes]:
+    """xxh3-128 of a chunk, and the digests of its units one behind the other (a thread). Raises OSError."""
     checksum, made = xxhash.xxh3_128(), list[bytes]()
     for offset in range(whole.offset, whole.end, UNIT):
         data = _read(cached, offset)
         checksum.update(data)
         made.append(unit_digest(data))
-    return checksum.digest(), made
+    return checksum.digest(), b"".join(made)
 
 
 def _read(cached: CachedObject, offset: int) -> bytes:
